@@ -1,0 +1,43 @@
+# make setup   a virtual environment in .venv with everything the project needs
+# make demo    train on data.jsonl and compare, on the catalogue's 1.5B model
+# make test    lint, types, import contracts, tests: what CI runs
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench docs messages clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/znatok demo
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python tools/generate_docs.py --check
+
+test: check
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+bench: setup
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/train.py
+
+docs: setup
+	$(BIN)/python tools/generate_docs.py
+
+messages: setup
+	$(BIN)/python tools/messages.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -1,0 +1,238 @@
+"""A dialogue in the terminal.
+
+Answers go to stdout, everything else to stderr. With a terminal on both sides it is a conversation; with questions
+piped in, each line is answered and nothing but the answers is printed.
+"""
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from znatok.config import SampleOptions
+from znatok.data.questions import read_questions
+from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
+from znatok.expert import Expert, Voice
+from znatok.files import write_json
+from znatok.generate.engine import Request
+from znatok.logs import printable, say, warn
+from znatok.tokens.chat import Message, Role, dialogue
+
+GOODBYES = {"exit", "quit", "выход", "!exit"}  # what people type who come from other tools
+
+
+@dataclass
+class ChatSession:
+    """What was said, and how the next answer will be drawn."""
+
+    expert: Expert
+    sample: SampleOptions
+    seed: int
+    system: str
+    voice: Voice
+    history: list[Message] = field(default_factory=list)
+
+    def request(self, question: str) -> Request:
+        """Return the request for the next answer: the system message, the dialogue so far, the question."""
+        return Request(tuple(dialogue(question, self.system, self.history)), self.sample, self.seed)
+
+    def reply(self, question: str, voice: Voice | None = None) -> Iterator[str]:
+        """Yield the answer in pieces; the exchange joins the dialogue, an answer cut short as far as it got."""
+        said = ""
+        try:
+            with self.expert.speaking(voice or self.voice) as engine:
+                for piece in engine.stream(self.request(question)):
+                    said += piece
+                    yield piece
+        finally:
+            if said:
+                self.history += [Message(Role.USER, question), Message(Role.ASSISTANT, said.strip())]
+
+    def both(self, question: str) -> dict[Voice, str]:
+        """Return the answers of all voices to one question, same seed; the dialogue stays as it is."""
+        answers = {}
+        for voice in self.expert.voices:
+            with self.expert.speaking(voice) as engine:
+                answers[voice] = engine.answers([self.request(question)])[0].text
+        return answers
+
+    def save(self, path: Path) -> None:
+        """Write the dialogue and its settings as JSON."""
+        turns = [{"role": str(message.role), "content": message.text} for message in self.history]
+        write_json(path, {"system": self.system, "seed": self.seed, "voice": str(self.voice), "messages": turns})
+
+
+class Terminal:
+    """The loop that reads lines and obeys commands."""
+
+    def __init__(self, session: ChatSession) -> None:
+        self.session = session
+        self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._interrupted = False
+        self._last_question = ""
+        self._commands: dict[str, tuple[Callable[[str], None], str]] = {
+            "/help": (self._help, _("this list")),
+            "/exit": (self._exit, _("leave (also Ctrl-D)")),
+            "/clear": (self._clear, _("begin a new dialogue")),
+            "/base": (lambda _: self._speak(Voice.BASE), _("let the base model answer")),
+            "/tuned": (lambda _: self._speak(Voice.TUNED), _("let the tuned model answer")),
+            "/compare": (self._compare, _("both answer: the question given, or the last one")),
+            "/seed": (self._seed, _("N: set the seed of the answers")),
+            "/system": (self._system, _("TEXT: set the system message; begins a new dialogue")),
+            "/set": (self._set, _("OPTION VALUE: temperature, top_p, top_k, max_new_tokens, repetition_penalty")),
+            "/save": (self._save, _("FILE: write the dialogue as JSON")),
+        }
+
+    def run(self) -> int:
+        """Talk until the user leaves; return the exit code."""
+        if self._interactive:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  # line editing for input(), where the platform has it
+            say(_("Ask away; /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."), style="dim")
+        try:
+            while True:
+                self._turn()
+        except _Goodbye as goodbye:
+            return goodbye.exit_code
+
+    def _turn(self) -> None:
+        """Read a line and obey it; an error ends a pipe but not a conversation."""
+        line = self._read_line()
+        try:
+            if line:
+                self.take(line)
+        except ZnatokError as error:
+            if not self._interactive:
+                raise
+            warn(str(error))
+
+    def _read_line(self) -> str:
+        """Return the next line; a second Ctrl-C in a row at the prompt leaves."""
+        try:
+            line = input(">>> " if self._interactive else "").strip()
+        except EOFError:
+            raise _Goodbye from None
+        except KeyboardInterrupt:
+            if self._interrupted or not self._interactive:
+                raise _Goodbye(130) from None
+            self._interrupted = True
+            say(_("\nCtrl-D or /exit leaves; Ctrl-C once more leaves too"), style="dim")
+            return ""
+        except UnicodeDecodeError as error:
+            raise DataError("standard input is not UTF-8 at byte {at}; convert it first", at=error.start) from error
+        self._interrupted = False
+        return line
+
+    def take(self, line: str) -> None:
+        """Obey a command or answer a question; a mistyped command never reaches the model."""
+        if line.lower() in GOODBYES:
+            raise _Goodbye
+        if not line.startswith("/"):
+            self._answer(line)
+            return
+        word, _space, rest = line.partition(" ")
+        name = {"/?": "/help", "/bye": "/exit", "/quit": "/exit"}.get(word.lower(), word.lower())
+        if name not in self._commands:
+            close = difflib.get_close_matches(name, self._commands, n=1)
+            hint = _(", did you mean {word}?", word=close[0]) if close else ""
+            raise UsageError("{word}: no such command{hint} (/help lists them)", word=word, hint=hint)
+        self._commands[name][0](rest.strip())
+
+    def _answer(self, question: str) -> None:
+        self._last_question = question
+        pieces = self.session.reply(question)
+        try:
+            for piece in pieces:
+                print(printable(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            say(_("\n(stopped)"), style="dim")
+        finally:
+            pieces.close()  # type: ignore[attr-defined]  # a generator: lets reply() keep what was said
+        print(flush=True)
+
+    def _help(self, _rest: str) -> None:
+        for name, (_function, text) in self._commands.items():
+            say(f"{name:10} {text}")
+
+    def _exit(self, _rest: str) -> None:
+        raise _Goodbye
+
+    def _clear(self, _rest: str) -> None:
+        self.session.history.clear()
+        say(_("new dialogue"), style="dim")
+
+    def _speak(self, voice: Voice) -> None:
+        if voice not in self.session.expert.voices:
+            raise UsageError("no adapter is loaded: name a trained run with --model_dir")
+        self.session.voice = voice
+        say(_("now speaking: {voice}", voice=voice), style="dim")
+
+    def _compare(self, rest: str) -> None:
+        question = rest or self._last_question
+        if not question:
+            raise UsageError("/compare: ask something first, or give the question after the command")
+        self._last_question = question
+        for voice, text in self.session.both(question).items():
+            print(f"[{voice}] {printable(text)}\n", flush=True)
+
+    def _seed(self, rest: str) -> None:
+        if not rest.isdecimal():
+            raise UsageError("/seed {value}: expected a whole number, 0 or more", value=rest)
+        self.session.seed = int(rest)
+        say(_("seed: {seed}", seed=self.session.seed), style="dim")
+
+    def _system(self, rest: str) -> None:
+        self.session.system = rest
+        self._clear("")
+
+    def _set(self, rest: str) -> None:
+        name, _space, value = rest.partition(" ")
+        now = getattr(self.session.sample, name, None) if not name.startswith("_") else None
+        if not isinstance(now, (int, float)):
+            raise UsageError("/set {name}: no such option; see /help", name=name)
+        changed: dict[str, Any]
+        try:
+            changed = {name: type(now)(value)}
+        except ValueError as error:
+            raise UsageError("/set {name} {value}: expected a number", name=name, value=value) from error
+        self.session.sample = replace(self.session.sample, **changed)
+        say(f"{name} = {changed[name]}", style="dim")
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/save: name a file")
+        try:
+            self.session.save(Path(rest))
+        except OSError as error:
+            raise SystemFault("{path}: can't be written ({why})", path=rest, why=error.strerror) from error
+        say(_("saved: {path}", path=rest), style="dim")
+
+
+class _Goodbye(Exception):
+    """The user left."""
+
+    def __init__(self, exit_code: int = 0) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
+def ask(session: ChatSession, question: str) -> None:
+    """Answer one question on stdout."""
+    if not question.strip():
+        raise DataError("the question is empty")
+    for piece in session.reply(question):
+        print(printable(piece), end="", flush=True)
+    print(flush=True)
+
+
+def answer_file(session: ChatSession, path: str) -> None:
+    """Answer every question of a file on stdout, each one in a dialogue of its own."""
+    questions = read_questions(Path(path))
+    requests = [session.request(question.text) for question in questions]
+    with session.expert.speaking(session.voice) as engine:
+        answers = engine.answers(requests)
+    for question, answer in zip(questions, answers, strict=True):
+        print(f"{question.text}\n{printable(answer.text)}\n", flush=True)

@@ -1,0 +1,197 @@
+"""``znatok VERB``: each verb reads its flags, calls one function and prints; heavy imports happen inside the verb."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from znatok import __version__, config
+from znatok.errors import UsageError, _
+from znatok.scripts import chat, chat_parser, open_session, run_command, seed_flag, train_config, train_parser
+from znatok.verbs import data_verb, doctor_verb, json_flag, model_verb, show
+
+DEMO_MODEL = "qwen2.5-coder-1.5b-instruct"
+
+Verb = Callable[[list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: dispatch(words))
+
+
+def dispatch(words: list[str]) -> int:
+    """Call the verb that the first word names."""
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0
+    if words[0] in {"-V", "--version"}:
+        print(f"znatok {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        hint = config.nearest(words[0], VERBS)
+        raise UsageError("{word}: no such command{hint} (see znatok --help)", word=words[0], hint=hint)
+    return VERBS[words[0]][0](words[1:])
+
+
+def usage() -> str:
+    """Return the list of verbs."""
+    lines = [_("znatok makes a small open model an expert of your field, and measures whether it became one."), ""]
+    lines += [f"  znatok {name:9} {_(text)}" for name, (_verb, text) in VERBS.items()]
+    return "\n".join([*lines, "", _("znatok VERB --help lists the flags of a verb.")])
+
+
+# Verbs
+
+
+def train_verb(words: list[str]) -> int:
+    """Train."""
+    settings = train_config(train_parser("znatok train").parse_args(words))
+    from znatok.logs import say
+    from znatok.train.run import train
+
+    result = train(settings)
+    if result.run is not None:
+        say(_("done: {path}; next: znatok compare {path}", path=result.run.path))
+    return 0
+
+
+def plan_verb(words: list[str]) -> int:
+    """Print what training would take."""
+    parser = train_parser("znatok plan")
+    json_flag(parser)
+    args = parser.parse_args(words)
+    settings = train_config(args)
+    from znatok.train.run import plan
+
+    made = plan(settings)
+    show(made.to_json(), made.lines(), as_json=args.json)
+    return 0
+
+
+def chat_verb(words: list[str]) -> int:
+    """Talk; the newest run speaks unless a base or another run is named."""
+    parser = chat_parser("znatok chat")
+    return chat(parser.parse_args(with_latest(words)), with_latest(words))
+
+
+def ask_verb(words: list[str]) -> int:
+    """Answer one question on stdout."""
+    parser = chat_parser("znatok ask")
+    parser.add_argument("question", nargs="*", help=_("the question; standard input is put before it when piped"))
+    given = with_latest(words)
+    args = parser.parse_args(given)
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    question = "\n".join(part for part in (piped.strip(), " ".join(args.question)) if part)
+    if not question:
+        raise UsageError('ask: no question; write it after the command: znatok ask "…"')
+    session = open_session(args, given)
+    from znatok.chat import ask
+
+    ask(session, question)
+    return 0
+
+
+def with_latest(words: list[str]) -> list[str]:
+    """Name the newest run where neither a run nor a base is named."""
+    stated = config.explicit(words, config.ModelOptions) | {
+        w.split("=")[0].lstrip("-").replace("-", "_") for w in words
+    }
+    latest = Path("runs") / "latest"
+    if {"model_dir", "model_name", "help", "h"} & stated or not latest.exists():
+        return words
+    return [*words, "--model_dir", str(latest)]
+
+
+def compare_verb(words: list[str]) -> int:
+    """Compare base and tuned."""
+    parser = config.Parser(prog="znatok compare", description=_("Ask base and tuned the same, and measure both."))
+    parser.add_argument("run", nargs="?", help=_("run directory; by default the newest"))
+    parser.add_argument("--questions", type=Path, metavar="FILE", help=_("instead of data/eval/questions.txt"))
+    parser.add_argument("--heldout", type=Path, metavar="FILE", help=_("instead of data/eval/heldout.jsonl"))
+    parser.add_argument("--asked", type=int, default=20, metavar="N", help=_("held-out questions to ask as well"))
+    seed_flag(parser)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help=_("number format"))
+    json_flag(parser)
+    config.add_options(parser, config.SampleOptions)
+    args = parser.parse_args(words)
+    from znatok.logs import say
+
+    summary, run = compare_run(args)
+    show(summary.to_json(), [summary.markdown("ru" if russian() else "en")], as_json=args.json)
+    say(_("everything is in {path}: report.html, images, compare", path=run.path))
+    return 0
+
+
+def compare_run(args: Any) -> tuple[Any, Any]:
+    """Open a run's model and compare; return the summary and the run."""
+    sample = config.from_args(config.SampleOptions, args)
+    from znatok.eval.compare import compare, plan_comparison
+    from znatok.expert import open_expert
+    from znatok.runs import find, held
+
+    run = find(args.run)
+    what = plan_comparison(run, args.questions, args.heldout, asked=args.asked, sample=sample, seed=args.test_seed)
+    with held(run):
+        expert = open_expert(config.ModelOptions(model_name="", dtype=args.dtype), run, "")
+        return compare(expert, run, what), run
+
+
+def russian() -> bool:
+    """Tell whether messages are in Russian."""
+    from znatok.errors import catalogue
+
+    return catalogue().info().get("language", "").startswith("ru")
+
+
+def publish_verb(words: list[str]) -> int:
+    """Copy a run's results into the repository."""
+    parser = config.Parser(
+        prog="znatok publish", description=_("Put a run's pictures, answers and table into a repository.")
+    )
+    parser.add_argument("run", nargs="?", help=_("run directory; by default the newest"))
+    parser.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help=_("repository with README.md"))
+    args = parser.parse_args(words)
+    from znatok.eval.publish import publish
+    from znatok.runs import find
+
+    for path in publish(find(args.run).path, args.repo):
+        print(path)
+    return 0
+
+
+def demo_verb(words: list[str]) -> int:
+    """Train on data.jsonl and compare: the whole job in one command."""
+    parser = train_parser("znatok demo")
+    parser.set_defaults(model_name=DEMO_MODEL)
+    settings = train_config(parser.parse_args(words))
+    from znatok.logs import say
+
+    say(
+        _(
+            "demo on {model}: the architecture, size and tokenizer of Qwen/Qwen2.5-1.5B; "
+            "znatok demo --model_name Qwen/Qwen2.5-1.5B runs on that one",
+            model=settings.model.model_name,
+        )
+    )
+    from znatok.train.run import train
+
+    result = train(settings)
+    if result.run is None:
+        return 0
+    return compare_verb([str(result.run.path)])
+
+
+VERBS: dict[str, tuple[Verb, str]] = {
+    "demo": (demo_verb, "train on data.jsonl and compare: the whole job"),
+    "train": (train_verb, "train an adapter"),
+    "plan": (plan_verb, "what training would take, without training"),
+    "chat": (chat_verb, "talk with the base or the tuned model"),
+    "ask": (ask_verb, "answer one question"),
+    "compare": (compare_verb, "ask base and tuned the same, and measure both"),
+    "publish": (publish_verb, "put a run's results into a repository"),
+    "data": (data_verb, "check or show a data file"),
+    "model": (model_verb, "list, get or verify catalogue models"),
+    "doctor": (doctor_verb, "what this machine can do, and why"),
+}

@@ -1,0 +1,242 @@
+"""Every option, said once.
+
+A frozen dataclass field carries its default, its help and its limits; command-line flags, the TOML file of a run and
+the table in ``docs/options.md`` are derived from it. Names and defaults of the historical options are those of the
+two scripts the project grew from, and a test freezes them.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Self, TypeVar
+
+import tomli_w
+
+from znatok.errors import UsageError, _
+
+LANGUAGE_NEUTRAL_SYSTEM = "Ты знаток своего дела. Отвечай точно, по существу и по-русски."
+"""The system message of training and chat unless ``--system`` says otherwise; it is stored with every run."""
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    help: str,  # the word argparse uses
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Declare an option: a dataclass field with its help and its limits (both ends included)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)})
+
+
+class Options:
+    """Base of the option groups: checks limits on creation."""
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            check_limits(spec, getattr(self, spec.name))
+
+
+def check_limits(spec: "dataclasses.Field[Any]", value: Any) -> None:
+    """Raise UsageError where ``value`` is outside what ``spec`` allows."""
+    meta = spec.metadata
+    if value is None or not meta:
+        return
+    if meta["choices"] and value not in meta["choices"]:
+        expected = ", ".join(meta["choices"])
+        raise UsageError("--{name} {value}: expected one of {expected}", name=spec.name, value=value, expected=expected)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and not meta["low"] <= value <= meta["high"]:  # not-within is true for NaN too
+        span = f"[{meta['low']:g}, {meta['high']:g}]"
+        raise UsageError("--{name} {value}: expected a number in {span}", name=spec.name, value=value, span=span)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Which model, in which number format."""
+
+    model_name: str = option("Qwen/Qwen2.5-1.5B", "base model: a directory, a .gguf file, a catalogue name or a hub id")
+    dtype: str = option("auto", "number format of the frozen base weights", choices=("auto", "float32", "bfloat16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """Which questions and answers, and how they become tokens."""
+
+    data_path: str = option("data.jsonl", "training pairs: JSON Lines with the keys prompt and response")
+    max_length: int = option(512, "longest example in tokens, prompt and answer together", low=16, high=32768)
+    overlong: str = option(
+        "shorten",
+        "what to do with an answer that does not fit: shorten it at a sentence end, or refuse the file",
+        choices=("shorten", "refuse"),
+    )
+    skip_bad: bool = option(False, "leave out bad records (each one is reported) instead of stopping")
+    val_share: float = option(0.1, "share of pairs kept for validation, split by fact; 0 turns it off", low=0, high=0.5)
+    system: str = option(LANGUAGE_NEUTRAL_SYSTEM, "system message used in training and chat; empty for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(Options):
+    """The adapter."""
+
+    use_lora: bool = option(True, "train a LoRA adapter (the only method znatok has)")
+    lora_r: int = option(8, "rank of the adapter", low=1, high=1024)
+    lora_alpha: int = option(32, "scale of the adapter: its output is multiplied by alpha / r", low=1, high=65536)
+    lora_dropout: float = option(0.1, "dropout on the adapter's input while training", low=0, high=0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """The training run."""
+
+    output_dir: str | None = option(None, "directory of the run; by default runs/<date>_<model>")
+    learning_rate: float = option(2e-4, "peak learning rate", low=1e-9, high=1)
+    num_train_epochs: float = option(3, "passes over the data", low=0.001, high=1000)
+    per_device_train_batch_size: int = option(4, "examples computed together", low=1, high=1024)
+    gradient_accumulation_steps: int = option(1, "batches summed into one optimiser step", low=1, high=1024)
+    lr_scheduler_type: str = option("linear", "shape of the learning rate", choices=("linear", "cosine", "constant"))
+    warmup_ratio: float = option(0.05, "share of the steps in which the learning rate rises from 0", low=0, high=1)
+    weight_decay: float = option(0.0, "AdamW weight decay of the adapter", low=0, high=1)
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm", low=1e-6, high=1e6)
+    seed: int = option(42, "seed of the adapter's start, the order of examples and dropout", low=0, high=2**31 - 1)
+    max_steps: int = option(0, "stop after so many optimiser steps; 0 for no limit", low=0, high=10**9)
+    save_steps: int = option(0, "optimiser steps between checkpoints; 0 for one an epoch", low=0, high=10**9)
+    eval_steps: int = option(0, "optimiser steps between validations; 0 for one an epoch", low=0, high=10**9)
+    keep_checkpoints: int = option(2, "how many of the newest checkpoints to keep", low=1, high=1000)
+    early_stopping: int = option(
+        0, "stop after so many validations without a better loss; 0 for never", low=0, high=1000
+    )
+    threads: int = option(0, "threads to compute with; 0 for one per core", low=0, high=1024)
+    resume: bool = option(False, "go on from the newest complete checkpoint of --output_dir")
+    force: bool = option(False, "start anew in an --output_dir that already holds a run")
+    dry_run: bool = option(False, "print the plan with time and memory, train nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(Options):
+    """How an answer is drawn."""
+
+    temperature: float = option(0.7, "randomness of the answer; 0 takes the likeliest token", low=0, high=5)
+    top_p: float = option(0.9, "draw from the likeliest tokens that make up this share", low=0.01, high=1)
+    top_k: int = option(0, "draw from so many likeliest tokens; 0 for no limit", low=0, high=10**6)
+    repetition_penalty: float = option(1.0, "divide the logits of tokens already said; 1 for none", low=0.5, high=5)
+    max_new_tokens: int = option(256, "longest answer in tokens", low=1, high=32768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a training run needs; what ``run.toml`` holds."""
+
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions()
+    lora: LoraOptions = LoraOptions()
+    train: TrainOptions = TrainOptions()
+
+    def to_toml(self) -> str:
+        """Render as TOML, one table per group, leaving out what is None."""
+        return to_toml(self)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read what :meth:`to_toml` wrote; an unknown key or a value out of limits is a UsageError."""
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        groups = {}
+        for spec in dataclasses.fields(cls):
+            kind: Any = spec.type
+            table = tables.get(spec.name, {})
+            known = {f.name for f in dataclasses.fields(kind)}
+            for key in table.keys() - known:
+                hint = nearest(key, known)
+                raise UsageError("{path}: unknown option {key}{hint}", path=path, key=key, hint=hint)
+            groups[spec.name] = kind(**table)
+        return cls(**groups)
+
+
+def to_toml(config: Any) -> str:
+    """Render a dataclass of option groups as TOML."""
+    tables = {
+        name: {key: value for key, value in group.items() if value is not None}
+        for name, group in dataclasses.asdict(config).items()
+    }
+    return tomli_w.dumps(tables)
+
+
+# The bridge to argparse
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, with UsageError instead of exit and a suggestion for typos."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError; for an unknown flag name the nearest known one."""
+        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        hint = nearest(unknown[0], self._option_string_actions) if "unrecognized" in message and unknown else ""
+        raise UsageError("{message}{hint} (see {prog} --help)", message=message, hint=hint, prog=self.prog)
+
+
+def nearest(word: str, known: Any) -> str:
+    """Return «, did you mean …?» for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return _(", did you mean {word}?", word=close[0]) if close else ""
+
+
+def boolean(text: str) -> bool:
+    """Read the spellings people use for true and false; raises argparse's own error for others."""
+    lowered = text.lower()
+    if lowered in {"true", "1", "yes", "y", "on", "да"}:
+        return True
+    if lowered in {"false", "0", "no", "n", "off", "нет"}:
+        return False
+    raise argparse.ArgumentTypeError(_("{text!r} is neither true nor false", text=text))
+
+
+def add_options(parser: argparse.ArgumentParser, group: type[Any], **defaults: Any) -> None:
+    """Add a flag for every field of an option group, under both ``--snake_case`` and ``--kebab-case``."""
+    box = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
+    for spec in dataclasses.fields(group):
+        flags = dict.fromkeys([f"--{spec.name}", f"--{spec.name.replace('_', '-')}"])
+        default = defaults.get(spec.name, spec.default)
+        help_text = _(spec.metadata["help"]).replace("%", "%%")
+        shape: dict[str, Any] = {"default": default, "help": help_text}
+        if spec.type is bool:
+            shape |= {"nargs": "?", "const": True, "type": boolean, "metavar": "true|false"}
+        elif spec.metadata["choices"]:
+            shape |= {"choices": spec.metadata["choices"]}
+        else:
+            shape |= {"type": _value_type(spec.type), "metavar": _value_type(spec.type).__name__.upper()}
+        box.add_argument(*flags, **shape)
+
+
+def _value_type(annotation: Any) -> type:
+    return int if annotation is int else float if annotation is float else str
+
+
+def from_args(group: type[T], args: argparse.Namespace) -> T:
+    """Build an option group from parsed arguments; UsageError where a value is outside its limits."""
+    names = {spec.name for spec in dataclasses.fields(group)}  # type: ignore[arg-type]
+    return group(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def explicit(argv: Sequence[str], group: type[Any]) -> set[str]:
+    """Return the names of the group's options that ``argv`` really states (for «has no effect» warnings)."""
+    said = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    return said & {spec.name for spec in dataclasses.fields(group)}
+
+
+def utf8_streams() -> None:
+    """Make stdout and stderr able to carry Cyrillic on any console; a character that can't be shown becomes «?»."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

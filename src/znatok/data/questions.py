@@ -1,0 +1,37 @@
+"""Questions to be answered: one per line of a text file, or JSON Lines with a reference answer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from znatok.data.load import read_pairs
+from znatok.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, and the answer it is compared with where there is one."""
+
+    id: str
+    text: str
+    reference: str | None = None
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """Read a question file: ``.jsonl`` holds pairs, anything else a question a line.
+
+    Raises:
+        DataError: the file can't be read, or holds no question.
+    """
+    if path.suffix == ".jsonl":
+        return tuple(Question(f"{path.stem}-{p.line}", p.prompt, p.response) for p in read_pairs(path).pairs)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError("{path}: can't be read ({why})", path=path, why=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    found = tuple(Question(f"{path.stem}-{number}", line) for number, line in lines if line)
+    if not found:
+        raise DataError("{path}: no question in it; write one per line", path=path)
+    return found

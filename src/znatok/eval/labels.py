@@ -1,0 +1,161 @@
+"""Words and number formats of reports and pictures, in English and Russian.
+
+These are captions of documents, chosen by the document's language; messages to the user of the program go through
+the catalogue in :mod:`znatok.errors` instead.
+"""
+
+from collections.abc import Mapping
+
+from znatok.errors import UsageError
+from znatok.eval.stats import Interval
+
+MINUS = "−"
+NOTHING = "—"
+
+_WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
+    "arm.base": ("Base model", "Базовая модель"),
+    "arm.tuned": ("After tuning (LoRA)", "После дообучения (LoRA)"),
+    "base": ("Base", "Базовая"),
+    "tuned": ("Tuned", "Дообученная"),
+    "mode.sampled": ("sampled", "сэмплирование"),
+    "mode.greedy": ("greedy", "без случайности"),
+    "set.seed": ("The five questions", "Пять вопросов"),
+    "set.user": ("Your questions", "Ваши вопросы"),
+    "set.heldout": ("Held-out questions", "Отложенные вопросы"),
+    "row.loss": ("Held-out loss per answer token", "Loss на токен ответа, отложенные вопросы"),
+    "row.stop": ("Answers the model ended itself", "Ответы, законченные самой моделью"),
+    "row.tokens": ("Tokens per answer", "Токенов в ответе"),
+    "row.repetition": ("Repeated word 4-grams", "Повторы (4-граммы слов)"),
+    "row.cjk": ("Answers with Chinese, Japanese or Korean characters", "Ответы с иероглифами"),
+    "verdict.shown": ("shown", "показано"),
+    "verdict.not shown": ("not shown", "не показано"),
+    "verdict.worse": ("worse", "стало хуже"),
+    "verdict.not judged": (NOTHING, NOTHING),
+    "column.measure": ("Measure", "Показатель"),
+    "column.difference": ("Difference", "Разница"),
+    "column.verdict": ("Improvement", "Улучшение"),
+    "better.lower": ("lower is better", "меньше — лучше"),
+    "better.higher": ("higher is better", "больше — лучше"),
+    "note": (
+        "n: pairs compared. In brackets: 95 % intervals (shares: Wilson, their differences: Newcombe; the rest: "
+        "bootstrap over questions). p: paired sign-flip test, for shares McNemar's, Holm-corrected over the judged "
+        "rows below the loss. An improvement is shown when the interval of the difference lies on the better side of "
+        "zero and p < 0.05.",
+        "n — число сравниваемых пар. В скобках 95-процентные интервалы (доли — Уилсон, разницы долей — Ньюкомб, "
+        "остальное — бутстреп по вопросам). p — парный перестановочный тест знаков, для долей — Макнемара, с поправкой "
+        "Холма для оцениваемых строк ниже loss. Улучшение показано, если интервал разницы целиком лежит на лучшей "
+        "стороне от нуля и p < 0,05.",
+    ),
+    "unit.pp": ("pp", "п. п."),
+    "unit.s": ("s", "с"),
+    "unit.min": ("min", "мин"),
+    "unit.h": ("h", "ч"),
+    "unit.gib": ("GiB", "ГиБ"),
+    "fact.model_name": ("Model", "Модель"),
+    "fact.base_sha256": ("Model SHA-256", "SHA-256 модели"),
+    "fact.adapter_sha256": ("Adapter SHA-256", "SHA-256 адаптера"),
+    "fact.data_path": ("Data", "Данные"),
+    "fact.data_sha256": ("Data SHA-256", "SHA-256 данных"),
+    "fact.seed": ("Seed", "Сид"),
+    "fact.machine": ("Machine", "Машина"),
+    "fact.versions": ("Versions", "Версии"),
+    "fact.sampling": ("Sampling", "Сэмплирование"),
+    "fact.command": ("Command", "Команда"),
+    "fact.seconds": ("Training time", "Время обучения"),
+    "fact.created": ("Date", "Дата"),
+    "fact.steps": ("Training steps", "Шагов обучения"),
+    "fact.best": ("Best validation loss", "Лучший loss на валидации"),
+    "fact.memory": ("Peak memory", "Пик памяти"),
+    "fact.compare_seconds": ("Comparison time", "Время сравнения"),
+    "fact.pairs": ("Training file, pairs", "Пар в файле данных"),
+    "fact.heldout": ("Held-out file", "Отложенные вопросы"),
+    "fact.engine": ("Engine", "Движок"),
+    "fact.dtype": ("Number format", "Формат чисел"),
+    "best.value": ("{loss} at step {step}", "{loss} на шаге {step}"),
+    "figure.loss": (
+        "Loss during training",
+        "Динамика функции потерь (Loss) во время обучения",
+    ),
+    "axis.step": ("Training step", "Шаг обучения"),
+    "axis.loss": ("Loss", "Loss"),
+    "legend.step": ("each step", "каждый шаг"),
+    "legend.smooth": ("smoothed", "сглаженная"),
+    "legend.val": ("validation", "на валидации"),
+    "legend.best": ("best: {loss} at step {step}", "лучшая: {loss}, шаг {step}"),
+    "legend.epoch": ("epoch {n}", "эпоха {n}"),
+    "figure.table": ("Answers of the base and the tuned model", "Ответы базовой и дообученной модели"),
+    "table.question": ("Question", "Вопрос"),
+    "table.sampled": (
+        "Sampled with the same seed ({seed}) for both models.",
+        "Сэмплирование с одним сидом ({seed}) для обеих моделей.",
+    ),
+    "table.greedy": (
+        "Greedy decoding for both models.",
+        "Обе модели отвечают без случайности: берётся самый вероятный токен.",
+    ),
+    "table.short": ("«…»: shortened here, in full in the report.", "«…» — ответ сокращён, целиком он есть в отчёте."),
+    "answer.end": ("{tokens} tokens", "токенов: {tokens}"),
+    "answer.length": ("{tokens} tokens, cut off at the limit", "токенов: {tokens}, оборван на пределе длины"),
+    "figure.dataset": ("Records of {name}", "Записи из {name}"),
+    "report.title": ("Did the model become better?", "Стала ли модель лучше?"),
+    "report.lead": (
+        "{model}: base model against the LoRA-tuned one, same questions, same settings, same seeds.",
+        "{model}: базовая модель и она же после дообучения LoRA. Те же вопросы, те же настройки, те же сиды.",
+    ),
+    "report.summary": ("Measured", "Измерено"),
+    "report.training": ("Training", "Обучение"),
+    "report.answers": ("Answers side by side", "Ответы рядом"),
+    "report.facts": ("The run", "Прогон"),
+    "report.reference": ("Reference", "Эталон"),
+    "report.missing": ("not asked", "не спрашивали"),
+    "report.empty": ("(empty answer)", "(пустой ответ)"),
+    "image.training_loss": ("Loss during training", "Динамика функции потерь во время обучения модели"),
+    "image.comparison_table": (
+        "Answers of the base and the tuned model",
+        "Сравнительный анализ ответов базовой и дообученной модели",
+    ),
+    "image.dataset_example": ("Records of the data set", "Пример записей из датасета"),
+    "text.question": ("Question", "Вопрос"),
+    "text.sampled": ("[sampled, seed {seed}]", "[сэмплирование, сид {seed}]"),
+    "text.greedy": ("[greedy: always the likeliest token]", "[без случайности: всегда самый вероятный токен]"),
+    "text.cut": ("[cut off at the limit of {tokens} tokens]", "[оборван на пределе длины: {tokens} токенов]"),
+    "publish.model": ("Model", "Модель"),
+    "publish.seed": ("one training run, seed {seed}", "один прогон обучения, сид {seed}"),
+    "publish.n": ("{n} questions", "вопросов: {n}"),
+    "publish.made": (
+        "Commands: {commands}. No number here was typed by hand.",
+        "Команды: {commands}. Ни одно число здесь не вписано вручную.",
+    ),
+}
+
+LANGUAGES = ("en", "ru")
+
+
+def labels(language: str) -> Mapping[str, str]:
+    """Return the captions of a language."""
+    if language not in LANGUAGES:
+        raise UsageError("language {language}: expected one of {known}", language=language, known=", ".join(LANGUAGES))
+    column = LANGUAGES.index(language)
+    return {key: pair[column] for key, pair in _WORDS.items()}
+
+
+def number(value: float | None, digits: int, language: str, *, sign: bool = False) -> str:
+    """Format a number: a true minus sign, the language's decimal mark, a dash for «not known»."""
+    if value is None:
+        return NOTHING
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    if not text.strip("+-0."):  # −0.0 and +0.0 are both nothing
+        text = text.lstrip("+-")
+    text = text.replace("-", MINUS)
+    return text.replace(".", ",") if language == "ru" else text
+
+
+def interval(value: Interval, digits: int, language: str, *, sign: bool = False, unit: str = "") -> str:
+    """Format a value with its interval in brackets, «0.93 [0.85, 0.97]»; a dash where there is no value."""
+    if value.value is None:
+        return NOTHING
+    shown = number(value.value, digits, language, sign=sign) + (f"\u00a0{unit}" if unit else "")
+    if value.low is None or value.high is None:
+        return shown
+    low, high = (number(end, digits, language, sign=sign) for end in (value.low, value.high))
+    return f"{shown} [{low}{';' if language == 'ru' else ','} {high}]"

@@ -1,0 +1,107 @@
+"""Keys, values and attention kept apart row by row, so that no answer depends on its neighbours.
+
+A decoding step always computes :data:`SLOTS` rows, whether one is in use or all. A matrix product with the same number
+of rows rounds each row the same way, and reading the weights costs more than computing with them, so the idle rows are
+nearly free (bfloat16, two cores: 41 ms for 8 rows against 39 ms for 1).
+
+Shapes: R rows (:data:`SLOTS`), T prompt tokens, H query heads, K key heads, E head width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+SLOTS = 8
+ROW_ATTENTION = "znatok_rows"
+
+
+class RowCache:
+    """Keys and values of every layer and row, each row in a buffer of its own.
+
+    Stands in for a transformers ``Cache``: the models call nothing of it but :meth:`update`.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.keys: list[list[Tensor | None]] = [[None] * SLOTS for _ in range(layers)]
+        self.values: list[list[Tensor | None]] = [[None] * SLOTS for _ in range(layers)]
+        self.lengths = [0] * SLOTS
+        self.filling: tuple[int, int] | None = None  # (row, capacity) while a prompt is read
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Store new keys and values, shape (1, K, T, E) for a prompt or (R, K, 1, E) for a step; return all to see."""
+        if self.filling is not None:
+            row, capacity = self.filling
+            for store, new in ((self.keys, key), (self.values, value)):
+                buffer = new.new_empty(new.shape[1], capacity, new.shape[3])
+                buffer[:, : new.shape[2]] = new[0]
+                store[layer][row] = buffer
+            return key, value
+        for row, length in enumerate(self.lengths):
+            buffer_k, buffer_v = self.keys[layer][row], self.values[layer][row]
+            if length and buffer_k is not None and buffer_v is not None:
+                buffer_k[:, length - 1] = key[row, :, 0]
+                buffer_v[:, length - 1] = value[row, :, 0]
+        return self.keys[layer], self.values[layer]
+
+    def drop(self, row: int) -> None:
+        """Free a row."""
+        self.lengths[row] = 0
+        for store in (self.keys, self.values):
+            for layer in store:
+                layer[row] = None
+
+
+def row_attention(
+    module: Any,
+    query: Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    rows: list[int] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend row by row; see the module's first paragraph for why.
+
+    Args:
+        module: the attention layer (unused; part of transformers' attention interface).
+        query: (1, H, T, E) for a prompt, (R, H, 1, E) for a step.
+        key: (1, K, T, E), or for a step a list of R buffers (K, capacity, E).
+        value: like ``key``.
+        attention_mask: always None: nothing here is padded.
+        scaling: factor of the logits.
+        rows: for a step, the number of keys of each row; 0 for an idle one.
+        options: of these only ``sliding_window`` is obeyed; dropout is 0 outside training.
+
+    Returns:
+        (rows, tokens, H, E) and None for the attention weights.
+    """
+    window = options.get("sliding_window")
+    if rows is None:
+        tokens = query.shape[2]
+        mask = None
+        if window is not None and tokens > window:
+            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+        return attended.transpose(1, 2).contiguous(), None
+    attended = torch.zeros_like(query)
+    for row, n in enumerate(rows):
+        if n:
+            first = max(0, n - window) if window is not None else 0
+            attended[row : row + 1] = F.scaled_dot_product_attention(
+                query[row : row + 1],
+                key[row][None, :, first:n],
+                value[row][None, :, first:n],
+                scale=scaling,
+                enable_gqa=True,
+            )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ROW_ATTENTION, row_attention)

@@ -1,0 +1,47 @@
+"""How the next token is drawn."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from znatok.config import SampleOptions
+
+SHORTLIST = 1024  # tokens sorted for top_p before the whole vocabulary has to be
+
+
+def draw(scores_V: Tensor, sample: SampleOptions, said: Sequence[int], generator: torch.Generator) -> int:
+    """Draw the next token.
+
+    Args:
+        scores_V: logits, float32, shape (V,); changed in place by the repetition penalty.
+        sample: temperature 0 takes the likeliest token; otherwise top_k, then top_p of what is left.
+        said: tokens of the answer so far, for the repetition penalty (Keskar et al. 2019, arXiv 1909.05858).
+        generator: the request's own.
+
+    Returns:
+        A token id.
+    """
+    if sample.repetition_penalty != 1.0 and said:
+        seen = torch.tensor(sorted(set(said)))
+        old = scores_V[seen]
+        scores_V[seen] = torch.where(old > 0, old / sample.repetition_penalty, old * sample.repetition_penalty)
+    if sample.temperature == 0:
+        return int(scores_V.argmax())
+    scaled_V = scores_V / sample.temperature
+    share, ids = _nucleus(scaled_V, min(sample.top_k or len(scaled_V), len(scaled_V)), sample.top_p)
+    return int(ids[torch.multinomial(share, 1, generator=generator)])
+
+
+def _nucleus(scaled_V: Tensor, size: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return the shares (0 outside the nucleus) and ids of the likeliest tokens, likeliest first."""
+    total = scaled_V.logsumexp(0) if size == len(scaled_V) else scaled_V.topk(size).values.logsumexp(0)
+    shortlist = min(SHORTLIST, size)
+    while True:
+        scores, ids = scaled_V.topk(shortlist)
+        share = (scores - total).exp()
+        before = share.cumsum(0) - share
+        if shortlist == size or float(before[-1]) >= top_p:
+            share[before >= top_p] = 0  # the first always stays: nothing comes before it
+            return share, ids
+        shortlist = size

@@ -1,0 +1,48 @@
+"""How well a model predicts given answers.
+
+Shapes: B examples, T tokens, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from znatok.fast.loss import answer_loss
+from znatok.tokens.collate import Collator, ExampleSet
+from znatok.tokens.encode import Example
+
+
+def hidden_states(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the last hidden states (B, T, D) of a causal language model, after its final norm."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden_BTD: Tensor = base.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+    return hidden_BTD
+
+
+def head_weight(model: Any) -> Tensor:
+    """Return the output head (V, D), detached: it is never trained."""
+    weight_VD: Tensor = model.get_output_embeddings().weight
+    return weight_VD.detach()
+
+
+@torch.no_grad()
+def answer_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
+    """Return the summed loss in nats and the number of answer tokens of each example.
+
+    Examples are computed one by one: padding would cost time and change the rounding.
+    """
+    was_training = model.training
+    model.eval()
+    weight_VD = head_weight(model)
+    rows, collate = ExampleSet(examples), Collator(pad_id=0)
+    losses = []
+    for index in range(len(rows)):
+        batch = collate([rows[index]])
+        total, count = answer_loss(
+            hidden_states(model, batch["input_ids"], batch["attention_mask"]), weight_VD, batch["labels"]
+        )
+        losses.append((float(total), count))
+    model.train(was_training)
+    return losses

@@ -1,0 +1,200 @@
+"""A run directory: what stands where, who may write, and how it is found again.
+
+::
+
+    adapter_config.json, adapter_model.safetensors     the adapter, as PEFT and its relatives load it
+    tokenizer*.json                                    the tokenizer
+    run.toml                                           every option, resolved
+    manifest.json                                      base and its hash, data hash, format, seed, machine, figures
+    metrics.jsonl                                      a row per step and per validation
+    status.json                                        running, finished, failed or interrupted
+    checkpoints/step-000100/                           complete checkpoints, newest highest
+    images/, compare/, eval/                           what later commands add
+"""
+
+import contextlib
+import datetime
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from znatok.errors import ModelError, SystemFault, UsageError
+from znatok.files import read_json, write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there the lock file only names its holder
+    fcntl = None  # type: ignore[assignment]
+
+OWN_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "run.toml",
+    "manifest.json",
+    "metrics.jsonl",
+    "status.json",
+    "README.md",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+OWN_FOLDERS = ("checkpoints", "images", "compare", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The paths of one run directory."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """Return the file with a row per step and per validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        """Return the file that says what the run was made of."""
+        return self.path / "manifest.json"
+
+    @property
+    def options(self) -> Path:
+        """Return the file with every option, resolved."""
+        return self.path / "run.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of complete checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def images(self) -> Path:
+        """Return the folder of pictures."""
+        return self.path / "images"
+
+    @property
+    def compare(self) -> Path:
+        """Return the folder ``znatok compare`` writes to."""
+        return self.path / "compare"
+
+    def has_adapter(self) -> bool:
+        """Tell whether training ever got as far as an adapter."""
+        return (self.path / "adapter_model.safetensors").is_file()
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest, or an empty dict for an adapter that znatok did not train."""
+        return read_json(self.manifest) if self.manifest.is_file() else {}
+
+    def set_status(self, state: str, **facts: object) -> None:
+        """Write ``status.json``: running, finished, failed or interrupted, and what is known."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(self.path / "status.json", {"state": state, "updated": now, "pid": os.getpid(), **facts})
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as a file name of at most 64 letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:64] or "run"
+
+
+def create(output_dir: str | None, model_name: str, *, force: bool = False) -> Run:
+    """Make the directory of a new run.
+
+    Raises:
+        UsageError: it exists and is not empty, and ``force`` is not given; or it is not a directory.
+        SystemFault: it can't be written to.
+    """
+    if output_dir is None:
+        stamp = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+        path = Path("runs") / f"{stamp}_{slug(Path(model_name).name)}"
+    else:
+        path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise UsageError("--output_dir {path}: a file stands there; name a directory", path=path)
+    if path.is_dir() and any(path.iterdir()):
+        if not force:
+            raise UsageError(
+                "--output_dir {path}: not empty; --resume goes on with the run in it, --force starts it anew", path=path
+            )
+        _clear(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "status.json", "{}\n")
+    except OSError as error:
+        raise SystemFault("--output_dir {path}: can't be written to ({why})", path=path, why=error.strerror) from error
+    _point_latest(path)
+    return Run(path)
+
+
+def _clear(path: Path) -> None:
+    """Remove what a run wrote, and nothing else a user may keep there."""
+    for name in OWN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for name in OWN_FOLDERS:
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def _point_latest(path: Path) -> None:
+    """Make ``runs/latest`` name the newest run: a link, or a text file where links can't be made."""
+    latest = Path("runs") / "latest"
+    if path.resolve().parent != latest.parent.resolve():
+        return
+    temporary = latest.with_name(f".latest-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)
+        temporary.replace(latest)
+        return
+    write_text(latest, path.name + "\n")
+
+
+def find(name: str | None) -> Run:
+    """Return an existing run: by its directory, by its name under ``runs/``, or the newest.
+
+    Raises:
+        ModelError: there is no such run.
+    """
+    if name is None:
+        latest = Path("runs") / "latest"
+        target = latest.resolve() if latest.is_dir() else None
+        if latest.is_file():
+            target = latest.parent / latest.read_text(encoding="utf-8").strip()
+        if target is None or not target.is_dir():
+            raise ModelError("no run yet: train one with «znatok train», or name its directory")
+        return Run(target)
+    for path in (Path(name), Path("runs") / name):
+        if path.is_dir():
+            return Run(path)
+    raise ModelError("{name}: no such run directory; «ls runs» shows yours", name=name)
+
+
+@contextlib.contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Hold a run directory for writing; the lock ends with the process, however it ends.
+
+    Raises:
+        SystemFault: another process holds it.
+    """
+    path = run.path / ".lock"
+    with path.open("a+", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "?"
+                raise SystemFault(
+                    "{path}: process {pid} is writing to this run; wait for it, or name another --output_dir",
+                    path=run.path,
+                    pid=holder,
+                ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

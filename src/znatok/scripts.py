@@ -1,0 +1,131 @@
+"""The two historical commands: their flags, names and defaults are frozen by a contract test."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from znatok import config
+from znatok.errors import ZnatokError, _
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run an entry point: one line for the user's errors, the exit code of the table, no traceback.
+
+    An error that is none of ours is a bug, and keeps its traceback.
+    """
+    from znatok import logs
+
+    config.utf8_streams()
+    logs.setup()
+    try:
+        return command()
+    except ZnatokError as error:
+        logs.say(f"{_('error')}: {error}", style="red")
+        return error.exit_code
+    except KeyboardInterrupt:
+        logs.say(_("interrupted"), style="yellow")
+        return 130
+    except BrokenPipeError:  # «| head» has seen enough; Python would complain once more when closing stdout
+        sys.stderr.close()
+        return 141
+
+
+def train_parser(prog: str) -> config.Parser:
+    """Return the parser of every spelling of train."""
+    parser = config.Parser(prog=prog, description=_("Train a LoRA adapter on a file of questions and answers."))
+    for group in (config.ModelOptions, config.DataOptions, config.LoraOptions, config.TrainOptions):
+        config.add_options(parser, group)
+    return parser
+
+
+def train_config(args: Any) -> config.TrainConfig:
+    """Build the configuration from parsed flags."""
+    return config.TrainConfig(
+        model=config.from_args(config.ModelOptions, args),
+        data=config.from_args(config.DataOptions, args),
+        lora=config.from_args(config.LoraOptions, args),
+        train=config.from_args(config.TrainOptions, args),
+    )
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``train_model.py``."""
+
+    def command() -> int:
+        settings = train_config(train_parser("train_model.py").parse_args(argv))
+        from znatok.train.run import train
+
+        result = train(settings)
+        if result.run is not None:
+            from znatok.logs import say
+
+            say(_("done: {path}; talk to it with: python chatting.py --model_dir {path}", path=result.run.path))
+        return 0
+
+    return run_command(command)
+
+
+def chat_parser(prog: str) -> config.Parser:
+    """Return the parser of every spelling of chat."""
+    parser = config.Parser(prog=prog, description=_("Talk with a base or a tuned model."))
+    config.add_options(parser, config.ModelOptions)
+    talk = parser.add_argument_group(_("Dialogue"))
+    talk.add_argument(
+        "--model_dir", "--model-dir", metavar="DIR", help=_("run or adapter directory; without it the base answers")
+    )
+    talk.add_argument("--test_seed", "--test-seed", type=int, default=42, metavar="INT", help=_("seed of every answer"))
+    talk.add_argument("--questions", metavar="FILE", help=_("answer every question of a file, then leave"))
+    talk.add_argument("--system", default=None, metavar="TEXT", help=_("system message instead of the trained one"))
+    talk.add_argument("--base", action="store_true", help=_("start with the base model's voice"))
+    config.add_options(parser, config.SampleOptions)
+    return parser
+
+
+def seed_flag(parser: Any) -> None:
+    """Add ``--test_seed``."""
+    parser.add_argument(
+        "--test_seed", "--test-seed", type=int, default=42, metavar="INT", help=_("seed of every answer")
+    )
+
+
+def chat_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``chatting.py``."""
+
+    def command() -> int:
+        parser = chat_parser("chatting.py")
+        given = list(sys.argv[1:] if argv is None else argv)
+        return chat(parser.parse_args(given), given)
+
+    return run_command(command)
+
+
+def chat(args: Any, argv: Sequence[str]) -> int:
+    """Open the model and talk, or answer a file of questions."""
+    session = open_session(args, argv)
+    from znatok.chat import Terminal, answer_file
+
+    if args.questions:
+        answer_file(session, args.questions)
+        return 0
+    return Terminal(session).run()
+
+
+def open_session(args: Any, argv: Sequence[str]) -> Any:
+    """Load what the flags name; a model directory brings its own base unless one is stated."""
+    if not 0 <= args.test_seed < 2**63:
+        from znatok.errors import UsageError
+
+        raise UsageError("--test_seed {value}: expected a whole number, 0 or more", value=args.test_seed)
+    model = config.from_args(config.ModelOptions, args)
+    sample = config.from_args(config.SampleOptions, args)
+    from znatok.chat import ChatSession
+    from znatok.expert import Voice, open_expert
+    from znatok.runs import find
+
+    run = find(args.model_dir) if args.model_dir else None
+    if run and "model_name" not in config.explicit(argv, config.ModelOptions):
+        model = config.ModelOptions(model_name="", dtype=model.dtype)
+    expert = open_expert(model, run, config.LANGUAGE_NEUTRAL_SYSTEM)
+    voice = Voice.BASE if args.base or run is None else Voice.TUNED
+    system = expert.system if args.system is None else args.system
+    return ChatSession(expert, sample, args.test_seed, system, voice)

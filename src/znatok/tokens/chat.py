@@ -1,0 +1,233 @@
+r"""The one place that knows how a dialogue becomes token ids.
+
+Training, chat, comparison and every later export render through :class:`ChatFormat`; a golden test renders one dialogue
+through each of them. Control tokens enter only as ids written here: text from users and data is tokenised with special
+tokens switched off, so no text can ever become one.
+
+Two formats exist:
+
+``chatml``  ``<|im_start|>role\n…<|im_end|>``: instruct models that were trained with it (Qwen2.5-Instruct, SmolLM2).
+``plain``   headed sections closed by the model's own end-of-text token: base models. Qwen2.5's base never trained
+            ``<|im_end|>`` (its embedding is one of about 280 identical rows, QwenLM/Qwen3#1064), and an adapter that
+            leaves the embedding alone can't teach it to stop there.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+
+from znatok.errors import ModelError, _
+
+IDENTICAL_ROWS = 8
+"""So many rows in the same direction as the end token's: nobody trained it."""
+
+
+CHATML_JINJA = (
+    "{% if messages[0].role != 'system' and SYSTEM %}<|im_start|>system\n{{ SYSTEM }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN_JINJA = (
+    "{{ BOS }}{% if messages[0].role != 'system' %}{{ SYSTEM }}{% endif %}"
+    "{% for message in messages %}{% set text = message.content | trim %}"
+    "{% if message.role == 'system' %}{{ text }}"
+    "{% elif message.role == 'user' %}{% if not loop.first or SYSTEM %}{{ '\\n\\n' }}{% endif %}### User:\n{{ text }}"
+    "{% else %}\n\n### Assistant:\n{{ text }}{{ END }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}\n\n### Assistant:\n{% endif %}"
+)
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: Role
+    text: str
+
+
+class Tokenizer(Protocol):
+    """What znatok needs of a Hugging Face tokenizer."""
+
+    eos_token_id: int | None
+    bos_token_id: int | None
+
+    def __call__(self, text: str, **kwargs: Any) -> Any:
+        """Encode."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of tokens, added ones included."""
+        ...
+
+    def decode(self, ids: Sequence[int], **kwargs: Any) -> str:
+        """Decode."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return token → id."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A format bound to a tokenizer.
+
+    Attributes:
+        name: ``chatml`` or ``plain``.
+        reason: why this one was chosen, for people.
+        tokenizer: the model's tokenizer.
+        end_id: the token that ends an answer; trained, and part of every answer's loss.
+    """
+
+    name: str
+    reason: str
+    tokenizer: Tokenizer
+    end_id: int
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Return every id at which an answer is over."""
+        ids = {self.end_id}
+        if self.tokenizer.eos_token_id is not None:
+            ids.add(self.tokenizer.eos_token_id)
+        vocabulary = self.tokenizer.get_vocab()
+        ids |= {vocabulary[t] for t in ("<|endoftext|>", "<|im_end|>", "<end_of_turn>") if t in vocabulary}
+        return frozenset(ids)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokenise text in which nothing is a control token."""
+        encoded = self.tokenizer(_neutral(text), add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = encoded["input_ids"]
+        return ids
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Render a dialogue up to the point where the assistant is to speak.
+
+        Args:
+            messages: the dialogue, its last message the user's. Texts are stripped of white space at both ends.
+
+        Returns:
+            Token ids; the answer's ids can be appended as they are.
+        """
+        pieces: list[str | int] = list(self._bos)
+        for position, message in enumerate(messages):
+            pieces += self._turn(message.role, message.text.strip(), first=position == 0)
+        return self._encode([*pieces, *self._opening])
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Render an answer: its tokens and the end token, exactly what is trained."""
+        return [*self.text_ids(text.strip()), self.end_id]
+
+    def jinja(self, system: str) -> str:
+        """Return this format as a chat template for other programs, with our system message as its default.
+
+        A test compares what it renders with :meth:`prompt_ids`.
+        """
+        template = CHATML_JINJA if self.name == "chatml" else PLAIN_JINJA
+        names = {number: token for token, number in self.tokenizer.get_vocab().items()}
+        bos = "".join(names[number] for number in self._bos if isinstance(number, int))
+        quoted = {"SYSTEM": system.strip(), "END": names[self.end_id], "BOS": bos}
+        for key, value in quoted.items():
+            template = template.replace(key, json.dumps(value, ensure_ascii=False))
+        return template
+
+    def _encode(self, pieces: Sequence[str | int]) -> list[int]:
+        """Tokenise each run of text as a whole, as any program that renders a template to one string does."""
+        ids: list[int] = []
+        for is_text, run in groupby(pieces, lambda piece: isinstance(piece, str)):
+            parts = list(run)
+            ids += self.text_ids("".join(map(str, parts))) if is_text else [int(number) for number in parts]
+        return ids
+
+    def _turn(self, role: Role, text: str, *, first: bool) -> list[str | int]:
+        if self.name == "chatml":
+            return [self._im_start, f"{role}\n{text}", self.end_id, "\n"]
+        if role is Role.SYSTEM:
+            return [text]
+        if role is Role.USER:
+            return [("" if first else "\n\n") + f"### User:\n{text}"]
+        return [f"\n\n### Assistant:\n{text}", self.end_id]
+
+    @cached_property
+    def _opening(self) -> tuple[str | int, ...]:
+        return (self._im_start, "assistant\n") if self.name == "chatml" else ("\n\n### Assistant:\n",)
+
+    @cached_property
+    def _bos(self) -> tuple[int, ...]:
+        # Gemma needs its <bos>; Qwen has none and SmolLM2's is <|im_start|> itself, which ChatML writes anyway.
+        bos = self.tokenizer.bos_token_id
+        return (bos,) if self.name == "plain" and bos is not None and bos != self.end_id else ()
+
+    @cached_property
+    def _im_start(self) -> int:
+        return self.tokenizer.get_vocab()["<|im_start|>"]
+
+
+def _neutral(text: str) -> str:
+    # transformers marks sanitised control tokens with two private-use characters; in user text they mean nothing.
+    return text.replace("\U000f0000", "").replace("\U000f0001", "")
+
+
+def dialogue(question: str, system: str = "", history: Sequence[Message] = ()) -> list[Message]:
+    """Return the messages of a question, with the system message first when there is one."""
+    opening = [Message(Role.SYSTEM, system)] if system.strip() else []
+    return [*opening, *history, Message(Role.USER, question)]
+
+
+def choose_format(tokenizer: Tokenizer, embedding_VD: torch.Tensor, name: str = "auto") -> ChatFormat:
+    """Choose the format whose end token the model has really trained.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        embedding_VD: input embedding, shape (vocabulary, width), any float dtype.
+        name: ``auto``, or a format a run was trained with.
+
+    Raises:
+        ModelError: there is no usable end token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    im_start, im_end = vocabulary.get("<|im_start|>"), vocabulary.get("<|im_end|>")
+    has_chatml = im_start is not None and im_end is not None
+    if name == "chatml" or (name == "auto" and has_chatml):
+        if im_end is None or im_start is None:
+            raise ModelError("the tokenizer has no <|im_start|> and <|im_end|>: this model can't use the chatml format")
+        twins = untrained_twins(embedding_VD, im_end)
+        if name == "chatml" or twins < IDENTICAL_ROWS:
+            return ChatFormat("chatml", _("<|im_end|> is trained in this model"), tokenizer, im_end)
+        reason = _("<|im_end|> is one of {n} identical embedding rows, never trained: base model", n=twins + 1)
+    else:
+        reason = _("the tokenizer has no ChatML tokens")
+    end = tokenizer.eos_token_id
+    if has_chatml and (end == im_end or end is None):
+        end = vocabulary.get("<|endoftext|>")
+    if end is None:
+        raise ModelError("the tokenizer names no end-of-text token: answers of this model could never stop")
+    return ChatFormat("plain", reason, tokenizer, end)
+
+
+def untrained_twins(embedding_VD: torch.Tensor, token: int, threshold: float = 0.999) -> int:
+    """Count the other rows of the embedding that point where this token's row points."""
+    row_D = embedding_VD[token].float()
+    norm = row_D.norm()
+    if norm == 0:
+        return embedding_VD.shape[0] - 1
+    twins = 0
+    for block_BD in embedding_VD.split(16_384):  # a float32 copy of the whole table would cost a gigabyte
+        rows_BD = block_BD.float()
+        cosine_B = rows_BD @ row_D / (rows_BD.norm(dim=1) * norm).clamp_min(1e-12)
+        twins += int((cosine_B > threshold).sum())
+    return twins - 1

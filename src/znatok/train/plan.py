@@ -1,0 +1,149 @@
+"""What a run will take, known before it starts.
+
+Steps, tokens and parameters are counted. Seconds and memory come from a probe: one forward and backward pass over a few
+real examples on this machine, once to warm up and once measured.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from znatok.config import TrainOptions
+from znatok.errors import _
+from znatok.fast.loss import answer_loss
+from znatok.logs import peak_rss_bytes
+from znatok.model.score import head_weight, hidden_states
+from znatok.tokens.collate import Collator, ExampleSet
+from znatok.tokens.encode import Example
+from znatok.train.batches import LengthGroupedBatches
+from znatok.train.callbacks import duration
+
+PROBE_TOKENS = 160  # a few seconds for 1.5 billion parameters on two cores
+ADAM_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, float32
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run, counted and estimated; seconds are of training and validation, without loading.
+
+    ``padded_tokens`` are computed, ``tokens`` of them are text, ``answer_tokens`` are trained; all for the whole run.
+    """
+
+    examples: int
+    validation: int
+    steps: int
+    epochs: float
+    tokens: int
+    padded_tokens: int
+    answer_tokens: int
+    trainable: int
+    parameters: int
+    seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    probe_tokens_per_second: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict for ``manifest.json`` and ``--json``."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the plan for people."""
+        share = 100 * self.trainable / self.parameters
+        lines = [
+            _("pairs: {train} to train, {validation} to validate", train=self.examples, validation=self.validation),
+            _("steps: {steps} in {epochs:g} epochs", steps=self.steps, epochs=self.epochs),
+            _(
+                "tokens: {tokens}, of them {answer} trained; computed with padding: {padded}",
+                tokens=self.tokens,
+                answer=self.answer_tokens,
+                padded=self.padded_tokens,
+            ),
+            _(
+                "adapter: {trainable} parameters, {share:.2f} % of the model's {all}",
+                trainable=f"{self.trainable:,}".replace(",", " "),
+                share=share,
+                all=f"{self.parameters:,}".replace(",", " "),
+            ),
+        ]
+        if self.seconds is not None and self.peak_rss_bytes is not None:
+            memory, free = self.peak_rss_bytes / 1e9, psutil.virtual_memory().available / 1e9
+            lines.append(_("time: about {time}, from a probe on this machine", time=duration(self.seconds)))
+            lines.append(_("memory: about {memory:.1f} GB at most; free now: {free:.1f} GB", memory=memory, free=free))
+        return lines
+
+
+def count(train: Sequence[Example], validation: Sequence[Example], options: TrainOptions, model: Any) -> Plan:
+    """Count steps, tokens and parameters without computing anything."""
+    order = LengthGroupedBatches([len(e.ids) for e in train], options.per_device_train_batch_size, options.seed)
+    steps_per_epoch = max(1, math.ceil(len(order) / options.gradient_accumulation_steps))
+    steps = options.max_steps or math.ceil(options.num_train_epochs * steps_per_epoch)
+    epochs = steps / steps_per_epoch
+    padded = 0
+    for epoch in range(math.ceil(epochs)):
+        order.set_epoch(epoch)
+        share = min(1.0, epochs - epoch)
+        padded += round(share * sum(len(b) * max(len(train[i].ids) for i in b) for b in order))
+    return Plan(
+        examples=len(train),
+        validation=len(validation),
+        steps=steps,
+        epochs=round(epochs, 3),
+        tokens=round(epochs * sum(len(e.ids) for e in train)),
+        padded_tokens=padded,
+        answer_tokens=round(epochs * sum(e.answer_tokens for e in train)),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], model: Any, batch_size: int) -> Plan:
+    """Add seconds and peak memory to a plan by computing a few examples; weights and generators stay untouched."""
+    few = _few(train)
+    batch = Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))])
+    before = psutil.Process().memory_info().rss
+    with torch.random.fork_rng(devices=[]):
+        forward_seconds, step_seconds, grown = 0.0, 0.0, 0
+        for _round in range(2):  # the first warms caches up
+            forward_seconds, step_seconds, grown = _step(model, batch, before)
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    computed = batch["input_ids"].numel()
+    largest = max(sum(sorted((len(e.ids) for e in train), reverse=True)[:batch_size]), computed)
+    validated = sum(len(e.ids) for e in validation) * max(1, math.ceil(plan.epochs))
+    return Plan(
+        **{
+            **plan.to_json(),
+            "seconds": plan.padded_tokens * step_seconds / computed + validated * forward_seconds / computed,
+            "peak_rss_bytes": max(
+                peak_rss_bytes(), int(before + grown * largest / computed + ADAM_BYTES * plan.trainable)
+            ),
+            "probe_tokens_per_second": round(computed / step_seconds, 2),
+        }
+    )
+
+
+def _few(train: Sequence[Example]) -> list[Example]:
+    """Return examples of about the median length, PROBE_TOKENS of them together, so that little is padding."""
+    by_length = sorted(train, key=lambda e: len(e.ids))
+    middle = len(by_length) // 2
+    wanted = max(1, PROBE_TOKENS // max(1, len(by_length[middle].ids)))
+    start = max(0, min(middle - wanted // 2, len(by_length) - wanted))
+    return by_length[start : start + wanted]
+
+
+def _step(model: Any, batch: dict[str, torch.Tensor], before: int) -> tuple[float, float, int]:
+    """Return seconds of the forward pass, of the whole step, and the bytes the process grew by between them."""
+    model.train()
+    started = time.perf_counter()
+    hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
+    total, answer_tokens = answer_loss(hidden, head_weight(model), batch["labels"])
+    forward = time.perf_counter() - started
+    grown = psutil.Process().memory_info().rss - before
+    (total / answer_tokens).backward()
+    return forward, time.perf_counter() - started, max(grown, 0)

@@ -1,0 +1,209 @@
+"""Start reading here: training, from a file of pairs to a run directory.
+
+:func:`train` is the whole method, top to bottom: read and split the pairs, load the base, choose its chat format,
+encode, inject the adapter, plan, train, check that something was learned, keep the best.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from znatok.config import TrainConfig
+from znatok.errors import TrainingError, UsageError, _
+from znatok.files import write_text
+from znatok.logs import peak_rss_bytes, say, warn
+from znatok.model.adapters import delta_norm, load_weights, save_adapter
+from znatok.runs import Run, create, find, held
+from znatok.train import checkpoints
+from znatok.train.callbacks import Best, Display, Metrics, SaveAfterValidation, Signals
+from znatok.train.manifest import identity, write_manifest
+from znatok.train.plan import Plan
+from znatok.train.prepare import Prepared, prepare
+from znatok.train.trainer import AnswerTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to; ``run`` is None after a dry run."""
+
+    run: Run | None
+    plan: Plan
+    figures: dict[str, Any]
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train an adapter.
+
+    Raises:
+        UsageError: options that can't work together, or an output directory in use.
+        DataError: the pairs.
+        ModelError: the base model.
+        TrainingError: a loss that is not a number, or an adapter that learned nothing.
+        Interrupted: stopped by a signal, after a checkpoint.
+    """
+    check_options(config)
+    set_threads(config.train.threads)
+    ready = prepare(config)
+    for line in ready.plan.lines():
+        say(line)
+    if config.train.dry_run:
+        return RunResult(None, ready.plan, {})
+    run = find(config.train.output_dir) if config.train.resume else open_run(config)
+    with held(run), recorded(run):
+        started = time.perf_counter()
+        trainer, signals = build_trainer(config, ready, run)
+        resume_from = prepare_resume(config, ready, run) if config.train.resume else None
+        if resume_from is None:
+            write_manifest(run, config, ready)
+        with signals:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if signals.caught is not None and trainer.state.global_step < trainer.state.max_steps:
+            raise signals.error(run.path, trainer.state.global_step)
+        figures = finish(run, config, ready, trainer)
+        figures["wall_seconds"] = round(time.perf_counter() - started, 1)
+        write_manifest(run, config, ready, figures)
+    return RunResult(run, ready.plan, figures)
+
+
+def plan(config: TrainConfig) -> Plan:
+    """Return what training would take, after a probe; nothing is written."""
+    check_options(config)
+    set_threads(config.train.threads)
+    return prepare(config).plan
+
+
+def check_options(config: TrainConfig) -> None:
+    """Refuse what can't work before anything is loaded."""
+    if not config.lora.use_lora:
+        raise UsageError("--use_lora false: znatok trains LoRA adapters only; leave the flag out")
+    if config.train.resume and config.train.output_dir is None:
+        raise UsageError("--resume needs --output_dir: which run is to go on?")
+    if config.train.resume and config.train.force:
+        raise UsageError("--resume and --force contradict each other: go on, or start anew?")
+
+
+def set_threads(threads: int) -> None:
+    """Compute with so many threads; 0 leaves the default, one per core."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def open_run(config: TrainConfig) -> Run:
+    """Make the run directory and store the options in it."""
+    run = create(config.train.output_dir, config.model.model_name, force=config.train.force)
+    run.checkpoints.mkdir(exist_ok=True)
+    write_text(run.options, config.to_toml())
+    return run
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Keep ``status.json`` true whatever happens."""
+    run.set_status("running")
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "exit_code", 0) in {130, 143}
+        run.set_status("interrupted" if stopped else "failed", error=str(error)[:500])
+        raise
+    run.set_status("finished")
+
+
+def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> tuple[AnswerTrainer, Signals]:
+    """Wire the Trainer with its callbacks; the order of callbacks is the order they hear of a step."""
+    transformers.set_seed(config.train.seed)  # dropout draws from the global generator
+    signals = Signals()
+    write_adapter = adapter_writer(ready)
+    callbacks = [
+        SaveAfterValidation(),
+        Metrics(run.metrics),
+        Display(run.metrics),
+        Best(run.checkpoints, config.train.early_stopping, write_adapter),
+        signals,
+    ]
+    trainer = AnswerTrainer(ready.model, config.train, ready.train, ready.validation, run.checkpoints, callbacks)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.write_adapter = write_adapter
+    return trainer, signals
+
+
+def adapter_writer(ready: Prepared) -> Callable[[Path], None]:
+    """Return a function that writes the model's adapter into a folder."""
+    return lambda folder: save_adapter(ready.model, folder, ready.loaded.source.name)
+
+
+def prepare_resume(config: TrainConfig, ready: Prepared, run: Run) -> Path | None:
+    """Return the checkpoint to go on from, or None to start from the beginning.
+
+    Raises:
+        UsageError: the run was started with other options, data or base than this call names.
+    """
+    manifest = run.read_manifest()
+    changed = [
+        f"{name}: {manifest[name]!r} → {value!r}"
+        for name, value in identity(config, ready).items()
+        if name in manifest and _without_path(manifest[name]) != value
+    ]
+    if changed:
+        raise UsageError(
+            "--resume {path}: the run was started otherwise ({changes}); use those options, or --force to start anew",
+            path=run.path,
+            changes="; ".join(changed),
+        )
+    checkpoint = checkpoints.newest(run.checkpoints, warn) if run.checkpoints.is_dir() else None
+    best = run.checkpoints / Best.FOLDER
+    shutil.rmtree(best, ignore_errors=True)
+    if checkpoint is None:
+        say(_("no complete checkpoint in {path}: starting from the beginning", path=run.checkpoints))
+        run.checkpoints.mkdir(exist_ok=True)
+        run.metrics.unlink(missing_ok=True)
+        return None
+    if (checkpoint / Best.FOLDER).is_dir():
+        shutil.copytree(checkpoint / Best.FOLDER, best)
+    say(_("going on from {path}", path=checkpoint))
+    return checkpoint
+
+
+def _without_path(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
+
+
+def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTrainer) -> dict[str, Any]:
+    """Check that training did something, put the best adapter in place, and return the run's figures."""
+    change = delta_norm(ready.model)
+    if not change > 0:
+        raise TrainingError(
+            "the adapter is still zero after {steps} steps: nothing was learned; raise --learning_rate",
+            steps=trainer.state.global_step,
+        )
+    best = Best(run.checkpoints, 0, lambda _: None)
+    chosen = best.read()
+    if chosen is not None and chosen["step"] != trainer.state.global_step:
+        load_weights(ready.model, best.folder)
+        say(
+            _(
+                "keeping the adapter of step {step}: its validation loss {loss:.4f} is the lowest",
+                step=chosen["step"],
+                loss=chosen["val_loss"],
+            )
+        )
+    save_adapter(ready.model, run.path, ready.loaded.source.name)
+    ready.loaded.tokenizer.chat_template = ready.chat.jinja(config.data.system)
+    ready.loaded.tokenizer.save_pretrained(run.path)
+    shutil.rmtree(best.folder, ignore_errors=True)
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    return {
+        "steps": trainer.state.global_step,
+        "first_loss": history[0]["loss"],
+        "last_loss": history[-1]["loss"],
+        "best": {"step": chosen["step"], "val_loss": chosen["val_loss"]} if chosen else None,
+        "adapter_delta_norm": change,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }

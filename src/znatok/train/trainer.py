@@ -1,0 +1,161 @@
+"""The training loop: transformers' Trainer with znatok's loss, order, validation and checkpoints, and nothing else.
+
+The loss of an optimiser step is the sum over the answer tokens of all its batches divided by their number, so that
+splitting a batch by accumulation changes nothing but rounding (transformers#24725 shows what a mean of means does).
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from znatok.config import TrainOptions
+from znatok.errors import TrainingError
+from znatok.fast.loss import answer_loss
+from znatok.model.score import answer_losses, head_weight, hidden_states
+from znatok.tokens.collate import Collator, ExampleSet
+from znatok.tokens.encode import Example
+from znatok.train import checkpoints
+from znatok.train.batches import LengthGroupedBatches
+from znatok.train.callbacks import Best
+
+
+class AnswerTrainer(Trainer):
+    """Trains an adapter on answer tokens."""
+
+    control: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: TrainOptions,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        folder: Path,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.options = options
+        self.folder = folder
+        self.validation = list(validation)
+        self.write_adapter: Callable[[Path], None] = lambda _: None
+        self._stage = folder
+        super().__init__(
+            model=model,
+            args=training_arguments(options, folder, validate=bool(validation)),
+            data_collator=Collator(pad_id=0),  # any id does: padding is masked
+            train_dataset=ExampleSet(train),
+            eval_dataset=ExampleSet(validation) if validation else None,
+            callbacks=list(callbacks),
+        )
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by num_items_in_batch itself
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the answer loss of a batch, divided by the answer tokens of its whole optimiser step."""
+        hidden_BTD = hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+        total, count = answer_loss(hidden_BTD, head_weight(self.model), inputs["labels"])
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Take one forward and backward pass; a loss that is not a number ends the run."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                "step {step}: the loss is {value}; try a --learning_rate below {rate}",
+                step=self.state.global_step + 1,
+                value=float(loss),
+                rate=self.options.learning_rate,
+            )
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise TrainingError(
+                "step {step}: the gradient is {value}; try a --learning_rate below {rate}",
+                step=self.state.global_step + 1,
+                value=float(norm),
+                rate=self.options.learning_rate,
+            )
+        return norm
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return the validation loss per answer token, in nats."""
+        losses = answer_losses(self.model, self.validation)
+        metrics = {"eval_loss": sum(total for total, _ in losses) / sum(count for _, count in losses)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of length-grouped batches."""
+        assert isinstance(self.train_dataset, ExampleSet)
+        lengths = [len(example.ids) for example in self.train_dataset.examples]
+        order = LengthGroupedBatches(lengths, self.options.per_device_train_batch_size, self.options.seed)
+        loader = DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, and only it, as PEFT does."""
+        self.write_adapter(Path(output_dir or self.folder))
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._stage)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Let the Trainer write into a staging folder, then seal the result and rename it into place."""
+        self._stage = checkpoints.staging(self.folder)
+        try:
+            super()._save_checkpoint(model, trial)
+            (staged,) = self._stage.iterdir()
+            if (self.folder / Best.FOLDER).is_dir():  # the best so far belongs to this moment of the run
+                shutil.copytree(self.folder / Best.FOLDER, staged / Best.FOLDER)
+            checkpoints.seal(staged, self.folder, self.state.global_step)
+            self._stage.rmdir()
+        finally:
+            self._stage = self.folder
+        checkpoints.prune(self.folder, self.options.keep_checkpoints)
+
+
+def training_arguments(options: TrainOptions, folder: Path, *, validate: bool) -> TrainingArguments:
+    """Translate our options; what is not named here stays off."""
+    save = ("steps", options.save_steps) if options.save_steps else ("epoch", 500)
+    judge = ("steps", options.eval_steps) if options.eval_steps else ("epoch", 500)
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        num_train_epochs=options.num_train_epochs,
+        max_steps=options.max_steps or -1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.lr_scheduler_type,
+        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the real number of steps
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        seed=options.seed,
+        save_strategy=save[0],
+        save_steps=save[1],
+        eval_strategy=judge[0] if validate else "no",
+        eval_steps=judge[1],
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would put the running mean in place of a NaN
+        include_num_input_tokens_seen="non_padding",
+        disable_tqdm=True,
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        restore_callback_states_from_checkpoint=False,
+    )

@@ -1,0 +1,86 @@
+"""A Qwen2 small enough for any test, built offline: real architecture, real chat tokens, random weights."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+REPO = Path(__file__).parent.parent
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@cache
+def _tokenizer_json() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=CONTROL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    lines = (REPO / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    tokenizer.train_from_iterator([json.loads(line)["response"] for line in lines], trainer)
+    return tokenizer.to_str()
+
+
+def tiny_tokenizer() -> Any:
+    """Return a byte-level BPE tokenizer with ChatML's control tokens and about 500 tokens."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json()), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> Any:
+    """Return a random Qwen2: 2 layers, width 32, 4 query and 2 key heads, tied embedding, float32."""
+    shape = {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(Qwen2Config(**(shape | changes)))
+    return model.eval()
+
+
+def save_tiny(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny model and its tokenizer as a hub-layout directory; return it."""
+    tiny_model(seed, **changes).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+PAIRS = [
+    ("Что такое PLA?", "Полилактид: простой в печати пластик."),
+    ("Что такое ABS?", "Прочный пластик, который коробится без корпуса."),
+    ("Чем моют смолу?", "Изопропиловым спиртом."),
+    ("Что делает слайсер?", "Режет модель на слои и пишет G-code."),
+    ("Зачем нужна кайма?", "Она держит углы детали у стола."),
+    ("Что такое ретракт?", "Втягивание прутка перед холостым ходом."),
+    ("Чем сушат филамент?", "Нагревом: силикагель только хранит сухим."),
+    ("Что такое мост?", "Участок, напечатанный над пустотой."),
+    ("Где печатают ABS?", "В закрытом корпусе с вытяжкой."),
+    ("Что такое шов?", "Место, где начинается и кончается периметр слоя."),
+]
+
+
+def write_pairs(path: Path, pairs: list[tuple[str, str]] = PAIRS) -> Path:
+    """Write question-answer pairs as JSON Lines, each on a fact of its own; return the path."""
+    rows = [{"prompt": q, "response": a, "topic": "t", "fact_ids": [f"f-{i}"]} for i, (q, a) in enumerate(pairs)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path

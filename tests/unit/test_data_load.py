@@ -1,0 +1,377 @@
+import copy
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from znatok.data import formats, load
+from znatok.data.load import BadRecords, read_pairs, scan
+from znatok.data.schema import Pair
+from znatok.errors import DataError
+
+GOOD = '{"prompt": "Что такое PLA?", "response": "Это пластик."}'
+PAIR = Pair("Что такое PLA?", "Это пластик.", line=1)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "data.jsonl"
+
+
+def write(file, content):
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def complaint(file, kind=DataError):
+    with pytest.raises(kind) as caught:
+        read_pairs(file)
+    text = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert all(line.isprintable() for line in text.split("\n"))
+    return text
+
+
+def complaint_of_line(file, content, line):
+    """The one problem of a file: it names the line, and --skip_bad keeps the records before and after it."""
+    text = complaint(write(file, content), BadRecords)
+    assert text.startswith(f"{file}:{line}: ")
+    assert "\n" not in text
+    kept = read_pairs(file, skip_bad=True)
+    assert [str(problem) for problem in kept.problems] == [text]
+    assert kept.pairs
+    assert kept.notes[-1].endswith("bad records left out: 1")
+    return text
+
+
+# Good files
+
+
+def test_pairs_have_lines_and_the_hash_is_that_of_the_file(file):
+    write(file, f"{GOOD}\n\n  \n{GOOD}")
+    data = read_pairs(file)
+    assert [pair.line for pair in data.pairs] == [1, 4]
+    assert data.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert data.notes == data.problems == ()
+
+
+def test_a_byte_order_mark_is_accepted_with_a_note(file):
+    data = read_pairs(write(file, "\ufeff" + GOOD + "\n"))
+    assert data.pairs == (PAIR,)
+    (note,) = data.notes
+    assert "byte order mark" in note
+    assert data.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    write(file, "\n".join(["\ufeff" + GOOD] * 2))  # files that were simply put one after another
+    assert len(read_pairs(file).pairs) == 2
+
+
+def test_crlf_is_accepted(file):
+    assert len(read_pairs(write(file, f"{GOOD}\r\n\r\n{GOOD}\r\n")).pairs) == 2
+
+
+def test_unknown_keys_are_named_in_one_note_with_a_count(file):
+    lines = [json.dumps({"prompt": "q", "response": "a", "lang": "ru", "score": place}) for place in range(3)]
+    data = read_pairs(write(file, "\n".join([GOOD, *lines])))
+    assert data.notes == (f'{file}: unknown keys are not read: "lang", "score"; records with them: 3',)
+
+
+@pytest.mark.parametrize("name", ["с пробелом и ё.jsonl", "😀.jsonl", "-n.jsonl", "a\nb.jsonl", "'q'.jsonl"])
+def test_any_file_name_works(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(Path(name), GOOD)
+    assert read_pairs(Path(name)).pairs == (PAIR,)
+    complaint(write(Path(name), "5\n"))
+
+
+# Files that are none
+
+
+def test_a_missing_file_is_answered_with_its_neighbours(tmp_path):
+    write(tmp_path / "data.jsonl", GOOD)
+    text = complaint(tmp_path / "dta.jsonl")
+    assert text == f'{tmp_path}/dta.jsonl: no such file; beside it: "data.jsonl"'
+    assert complaint(tmp_path / "other").endswith('; beside it: "data.jsonl"')
+    assert complaint(tmp_path / "nowhere" / "data.jsonl").endswith("no such file")
+    assert "no such file" in complaint(tmp_path / "data.jsonl" / "x")
+    assert "no such file" in complaint(tmp_path / "a\0b")
+    assert "can't be read" in complaint(tmp_path / ("a" * 5000))
+
+
+def test_a_directory_is_refused(tmp_path):
+    assert "a directory" in complaint(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    said = []
+    reader = threading.Thread(target=lambda: said.append(complaint(tmp_path / "pipe")), daemon=True)
+    reader.start()
+    reader.join(timeout=5)
+    assert not reader.is_alive(), "the reader waits for a writer"
+    assert "a pipe" in said[0]
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no devices here")
+def test_a_device_is_refused():
+    assert "a device" in complaint(Path("/dev/null"))
+
+
+def test_a_symlink_loop_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert "can't be read" in complaint(tmp_path / "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_refused(file):
+    write(file, GOOD).chmod(0)
+    assert "can't be read" in complaint(file)
+
+
+def test_a_failing_disk_is_a_data_error(file, monkeypatch):
+    def broken(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(load.formats, "refuse_head", broken)
+    assert complaint(write(file, GOOD)).endswith("can't be read: Input/output error")
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \n\t\r\n\n", "\ufeff", "\ufeff\n"])
+def test_a_file_without_records_is_refused(file, content):
+    assert "no records" in complaint(write(file, content))
+
+
+def test_a_file_over_the_limit_is_refused_unread(file):
+    with file.open("wb") as opened:
+        opened.truncate(formats.MAX_FILE + 1)  # sparse: takes no disk
+    assert "larger than" in complaint(file)
+
+
+def test_a_file_that_grows_while_it_is_read_is_stopped(file, monkeypatch):
+    write(file, f"{GOOD}\n" * 20)
+    monkeypatch.setattr(formats, "refuse_irregular", lambda path: None)
+    monkeypatch.setattr(formats, "MAX_FILE", 500)
+    assert "larger than 500 bytes" in complaint(file)
+
+
+# Files that are something else
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        (gzip.compress(GOOD.encode()), "gunzip -k"),
+        (b"\x28\xb5\x2f\xfd rest", "zstd -d"),
+        (b"\xfd7zXZ\x00 rest", "xz -dk"),
+        (b"BZh9 rest", "bunzip2 -k"),
+    ],
+)
+def test_a_compressed_file_is_refused_with_the_command_that_unpacks_it(file, content, command):
+    assert complaint(write(file, content)).endswith(f"{command} {file}")
+
+
+def test_a_zip_is_refused(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data.jsonl", GOOD)
+    assert f"unzip {file}" in complaint(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_utf16_and_utf32_are_named_with_a_command_that_works(file, encoding):
+    text = complaint(write(file, GOOD.encode(encoding)))
+    assert f"in {encoding.replace('-le', 'le').replace('-be', 'be')}; expected UTF-8" in text
+    assert_converted(text, file)
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "cp866"])
+def test_one_byte_cyrillic_is_named_with_a_command_that_works(file, encoding):
+    text = complaint(write(file, f'{{"prompt": "3D", "response": "ok"}}\n{GOOD}\n'.encode(encoding)))
+    assert f"in {encoding}; expected UTF-8" in text
+    write(file, f"{GOOD}\n{GOOD}\n".encode(encoding))
+    assert_converted(complaint(file), file)
+
+
+def assert_converted(text, file):
+    command = text.partition("convert it: ")[2]
+    if shutil.which("iconv"):
+        subprocess.run(command, shell=True, check=True, cwd=file.parent)  # noqa: S602 - the line a user would paste
+        assert read_pairs(Path(f"{file}.utf8")).pairs[0] == PAIR
+
+
+def test_a_json_array_is_refused_with_a_command_that_works(tmp_path):
+    file = write(tmp_path / "it's.json", json.dumps([json.loads(GOOD)] * 2, indent=1))
+    text = complaint(file)
+    assert "one JSON array" in text
+    command = text.partition("convert it: ")[2].replace("python3", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)  # noqa: S602 - the line a user would paste
+    assert len(read_pairs(Path(f"{file}.jsonl")).pairs) == 2
+
+
+def test_a_json_array_on_one_very_long_line_is_still_called_an_array(file):
+    assert "one JSON array" in complaint(write(file, "\ufeff\n [" + GOOD + "," + " " * load.MAX_LINE))
+
+
+def test_a_hundred_thousand_open_brackets_are_no_crash(file):
+    assert "one JSON array" in complaint(write(file, "[" * 100_000))
+    assert "nested too deep" in complaint_of_line(file, f'{GOOD}\n{{"a": {"[" * 100_000}\n{GOOD}', 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("prompt,response\nq,a\nq2,a2\n", "(CSV?)"),
+        ("prompt;response\n", "(CSV?)"),
+        ("- prompt: q\n  response: a\n", "(YAML?)"),
+        ("---\nprompt: q\n", "(YAML?)"),
+        ("<!doctype html>\n<p>404\n", "(HTML or XML?)"),
+        ('{\n "prompt": "q",\n "response": "a"\n}\n', "(a record must stand on one line)"),
+        ("просто текст\n", "not JSON Lines: starts with 'просто текст'"),
+    ],
+)
+def test_other_text_formats_are_one_error_not_one_per_line(file, content, kind):
+    text = complaint(write(file, content))
+    assert kind in text
+    assert "\n" not in text
+    assert '{"prompt": …, "response": …} on each line' in text
+
+
+# Bad records
+
+
+def test_invalid_utf8_is_reported_with_line_and_byte(file):
+    bad = GOOD.encode().replace(b"PLA", b"P\xffA")
+    offset = bad.index(b"\xff") + 1
+    text = complaint_of_line(file, GOOD.encode() + b"\n" + bad + b"\n", 2)
+    assert f"byte {offset}, 0xFF, is not UTF-8" in text
+
+
+def test_accented_latin_letters_are_not_taken_for_cyrillic(file):
+    text = complaint(write(file, '{"prompt": "café à la carte, déjà vu", "response": "élève"}'.encode("latin-1")))
+    assert "0xE9, is not UTF-8; rewrite the line" in text
+
+
+def test_one_line_in_another_encoding_is_a_problem_of_that_line(file):
+    text = complaint_of_line(file, GOOD.encode() + b"\n" + GOOD.encode("cp1251") + b"\n", 2)
+    assert "looks like cp1251" in text
+
+
+@pytest.mark.parametrize("content", [f"{GOOD}\r{GOOD}\r\n{GOOD}\n", f"{GOOD}\r\r\n{GOOD}\n"])
+def test_a_lone_cr_is_reported(file, content):
+    assert "a lone CR" in complaint_of_line(file, content, 1)
+
+
+def test_a_file_of_lone_crs_only_is_refused(file):
+    assert ":1: a lone CR" in complaint(write(file, f"{GOOD}\r{GOOD}\r"))
+
+
+@pytest.mark.parametrize("end", range(1, len(GOOD.encode())))
+def test_a_last_line_cut_anywhere_is_reported(file, end):
+    content = GOOD.encode() + b"\n" + GOOD.encode()[:end]
+    text = complaint_of_line(file, content, 2)
+    assert "cut short" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("5", "number 5; expected an object"),
+        ('"text"', "string 'text'; expected an object"),
+        ("[1]", "array; expected an object"),
+        ("null", "null; expected an object"),
+        ('{"prompt": "a", "prompt": "b", "response": "c"}', 'the key "prompt" stands twice'),
+        ('{"prompt": "a", "response": "b", "x": {"\\n": 1, "\\n": 2}}', 'the key "\\n" stands twice'),
+        ('{"prompt": NaN, "response": "b"}', "NaN is not JSON"),
+        ('{"prompt": "a", "response": "b", "x": -Infinity}', "-Infinity is not JSON"),
+        ('{"prompt": "a", "response": "b", "x": ' + "9" * 10_000 + "}", "too many digits"),
+        ('{"prompt": "a" "response": "b"}', "not JSON at character 16"),
+        ('{"prompt": "a\tb", "response": "b"}', "not JSON"),
+        ("prompt,response", "not JSON at character 1"),
+        ('{"prompt": "a", "response": null}', '"response" is null'),
+        ('{"prompt": "a", "response": "\\ud800"}', "surrogate"),
+        ('{"prompt": "a", "response": "\\u0000"}', "U+0000"),
+        ('{"prompt": "a", "response": "\\u001b[31m"}', "U+001B"),
+        ('{"prompt": "a", "response": "\U000f0001"}', "U+F0001"),
+        ('{"prompt": "a", "response": " "}', "is empty"),
+        ('{"prompt": "a"}', 'no key "response"'),
+    ],
+)
+def test_a_bad_record_is_reported_with_its_line(file, line, said):
+    assert said in complaint_of_line(file, f"{GOOD}\n{line}\n{GOOD}\n", 2)
+
+
+def test_an_escaped_surrogate_pair_is_one_character(file):
+    assert read_pairs(write(file, '{"prompt": "a", "response": "\\ud83d\\ude00"}')).pairs[0].response == "😀"
+
+
+def test_all_problems_are_kept_and_the_first_twenty_shown(file):
+    write(file, "\n".join([GOOD, *['{"prompt": "a"}'] * 25]))
+    with pytest.raises(BadRecords) as caught:
+        read_pairs(file)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == f"{file}: records that can't be used: 25"
+    assert [line.split(": ")[0] for line in lines[1:21]] == [f"{file}:{place}" for place in range(2, 22)]
+    assert lines[21].startswith("… and 5 more")
+    assert len(lines) == 22
+    assert len(caught.value.problems) == 25
+    assert str(copy.copy(caught.value)) == str(caught.value)
+
+
+def test_a_file_of_bad_records_only_is_refused_even_when_they_may_be_skipped(file):
+    write(file, '{"prompt": "a"}\n{"response": "b"}\n')
+    with pytest.raises(BadRecords):
+        read_pairs(file, skip_bad=True)
+    assert len(scan(file).problems) == 2
+
+
+def test_reading_stops_at_ten_thousand_problems(file):
+    write(file, f"{GOOD}\n" + "{}\n" * 10_050)
+    with pytest.raises(DataError, match=r":10001: 10000 bad records up to here"):
+        read_pairs(file, skip_bad=True)
+
+
+def test_kept_problems_do_not_hold_the_lines_they_are_about(file):
+    for problem in scan(write(file, f"{GOOD}\n{{bad\n")).problems:
+        assert problem.__context__ is None
+        assert problem.__traceback__ is None
+
+
+# Bounded memory
+
+
+def test_a_line_of_exactly_the_limit_is_read(file):
+    start = '{"prompt": "a", "response": "'
+    text = "b" * (load.MAX_LINE - len(start) - 2)
+    data = read_pairs(write(file, f'{start}{text}"}}\n'))
+    assert len(data.pairs[0].response) == len(text)
+    assert "longer than" in complaint(write(file, f'{start}{text}b"}}\n'))
+
+
+def test_a_fifty_megabyte_line_is_refused_in_bounded_memory(file):
+    block = b"a" * (1 << 20)
+    with file.open("wb") as opened:
+        opened.write(GOOD.encode() + b'\n{"prompt": "')
+        for _part in range(50):
+            opened.write(block)
+        opened.write(b'"}\n' + GOOD.encode() + b"\n")
+    tracemalloc.start()
+    try:
+        data = scan(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * load.MAX_LINE
+    assert [pair.line for pair in data.pairs] == [1, 3]
+    assert [problem.fields["line"] for problem in data.problems] == [2]
+    assert "longer than 4194304 bytes" in str(data.problems[0])
+    with file.open("rb") as opened:
+        assert data.sha256 == hashlib.file_digest(opened, "sha256").hexdigest()
