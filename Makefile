@@ -1,7 +1,10 @@
 # make setup   a virtual environment in .venv with everything the project needs
 # make demo    train on data.jsonl and compare, on the catalogue's 1.5B model
 # make test    lint, types, import contracts, tests: what CI runs
+#
+# PYTHON=python3.12 chooses the interpreter; TORCH_INDEX=URL takes torch from another package index (README: CUDA, CPU).
 PYTHON ?= python3
+TORCH_INDEX ?=
 BIN := .venv/bin
 
 .PHONY: setup demo test check bench docs messages clean
@@ -11,7 +14,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 

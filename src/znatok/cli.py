@@ -47,7 +47,7 @@ def usage() -> str:
 
 def train_verb(words: list[str]) -> int:
     """Train."""
-    settings = train_config(train_parser("znatok train").parse_args(words))
+    settings = train_config(train_parser("znatok train").parse_args(words), words)
     from znatok.logs import say
     from znatok.train.run import train
 
@@ -62,7 +62,7 @@ def plan_verb(words: list[str]) -> int:
     parser = train_parser("znatok plan")
     json_flag(parser)
     args = parser.parse_args(words)
-    settings = train_config(args)
+    settings = train_config(args, words)
     from znatok.train.run import plan
 
     made = plan(settings)
@@ -165,7 +165,7 @@ def demo_verb(words: list[str]) -> int:
     """Train on data.jsonl and compare: the whole job in one command."""
     parser = train_parser("znatok demo")
     parser.set_defaults(model_name=DEMO_MODEL)
-    settings = train_config(parser.parse_args(words))
+    settings = train_config(parser.parse_args(words), words)
     from znatok.logs import say
 
     say(

@@ -173,16 +173,29 @@ def to_toml(config: Any) -> str:
 # The bridge to argparse
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, where there are any, in the user's language."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None:
+            return action.help
+        text = super()._get_help_string(action)  # Python before 3.13 has this one text in English only
+        return text and text.replace(" (default: %(default)s)", _(" (default: %(default)s)"))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, with UsageError instead of exit and a suggestion for typos."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        # argparse looks «_» up in its own module: its words come from our catalogue then; if ever not, they are English
+        argparse._ = _  # type: ignore[attr-defined]
+        super().__init__(allow_abbrev=False, formatter_class=Help, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; for an unknown flag name the nearest known one."""
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-        hint = nearest(unknown[0], self._option_string_actions) if "unrecognized" in message and unknown else ""
+        is_unknown = message.startswith(_("unrecognized arguments: %s").removesuffix("%s"))
+        hint = nearest(unknown[0], self._option_string_actions) if is_unknown and unknown else ""
         raise UsageError("{message}{hint} (see {prog} --help)", message=message, hint=hint, prog=self.prog)
 
 
@@ -204,7 +217,8 @@ def boolean(text: str) -> bool:
 
 def add_options(parser: argparse.ArgumentParser, group: type[Any], **defaults: Any) -> None:
     """Add a flag for every field of an option group, under both ``--snake_case`` and ``--kebab-case``."""
-    box = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
+    title = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+    box = parser.add_argument_group(_(title))
     for spec in dataclasses.fields(group):
         flags = dict.fromkeys([f"--{spec.name}", f"--{spec.name.replace('_', '-')}"])
         default = defaults.get(spec.name, spec.default)

@@ -12,6 +12,7 @@ from znatok.generate.engine import Engine, TorchEngine
 from znatok.logs import say
 from znatok.model.adapters import attach, base_only
 from znatok.model.load import Loaded, load_base
+from znatok.model.machine import device
 from znatok.runs import Run
 from znatok.tokens.chat import ChatFormat, choose_format
 
@@ -83,6 +84,7 @@ def open_expert(options: ModelOptions, run: Run | None, system: str) -> Expert:
     if run and not run.has_adapter():
         raise ModelError("{path}: no adapter_model.safetensors; train first, or go on with --resume", path=run.path)
     loaded = load_base(ModelOptions(model_name=name, dtype=options.dtype), say=say)
+    loaded.model.to(device())
     if run and trained_on.get("sha256") not in {None, loaded.source.sha256}:
         raise ModelError(
             "{path} was trained on {trained}, this is {given}: their weights differ; use the base it was trained on",

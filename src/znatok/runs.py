@@ -41,6 +41,7 @@ OWN_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "report.html",
 )
 OWN_FOLDERS = ("checkpoints", "images", "compare", "eval")
 
@@ -89,6 +90,11 @@ class Run:
         """Return the manifest, or an empty dict for an adapter that znatok did not train."""
         return read_json(self.manifest) if self.manifest.is_file() else {}
 
+    def read_status(self) -> dict[str, Any]:
+        """Return what ``status.json`` says; empty before the first step and for adapters znatok did not train."""
+        path = self.path / "status.json"
+        return read_json(path) if path.is_file() else {}
+
     def set_status(self, state: str, **facts: object) -> None:
         """Write ``status.json``: running, finished, failed or interrupted, and what is known."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -104,22 +110,18 @@ def create(output_dir: str | None, model_name: str, *, force: bool = False) -> R
     """Make the directory of a new run.
 
     Raises:
-        UsageError: it exists and is not empty, and ``force`` is not given; or it is not a directory.
-        SystemFault: it can't be written to.
+        UsageError: as :func:`refuse_used` has it.
+        SystemFault: it can't be written to, or another process is writing to it.
     """
+    refuse_used(output_dir, force=force)
     if output_dir is None:
         stamp = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
         path = Path("runs") / f"{stamp}_{slug(Path(model_name).name)}"
     else:
         path = Path(output_dir)
-    if path.exists() and not path.is_dir():
-        raise UsageError("--output_dir {path}: a file stands there; name a directory", path=path)
     if path.is_dir() and any(path.iterdir()):
-        if not force:
-            raise UsageError(
-                "--output_dir {path}: not empty; --resume goes on with the run in it, --force starts it anew", path=path
-            )
-        _clear(path)
+        with held(Run(path)):  # a run being written to is not cleared away under its writer
+            _clear(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "status.json", "{}\n")
@@ -127,6 +129,19 @@ def create(output_dir: str | None, model_name: str, *, force: bool = False) -> R
         raise SystemFault("--output_dir {path}: can't be written to ({why})", path=path, why=error.strerror) from error
     _point_latest(path)
     return Run(path)
+
+
+def refuse_used(output_dir: str | None, *, force: bool = False) -> None:
+    """Raise UsageError where a new run can't stand: on a file, or on files of another run without ``force``."""
+    path = Path(output_dir) if output_dir is not None else None
+    if path is None or not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError("--output_dir {path}: a file stands there; name a directory", path=path)
+    if not force and any(path.iterdir()):
+        raise UsageError(
+            "--output_dir {path}: not empty; --resume goes on with the run in it, --force starts it anew", path=path
+        )
 
 
 def _clear(path: Path) -> None:

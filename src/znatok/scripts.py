@@ -1,11 +1,13 @@
 """The two historical commands: their flags, names and defaults are frozen by a contract test."""
 
+import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from znatok import config
-from znatok.errors import ZnatokError, _
+from znatok.errors import UsageError, ZnatokError, _
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -18,16 +20,19 @@ def run_command(command: Callable[[], int]) -> int:
     config.utf8_streams()
     logs.setup()
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # here, where a closed pipe is still understood
     except ZnatokError as error:
         logs.say(f"{_('error')}: {error}", style="red")
         return error.exit_code
     except KeyboardInterrupt:
         logs.say(_("interrupted"), style="yellow")
         return 130
-    except BrokenPipeError:  # «| head» has seen enough; Python would complain once more when closing stdout
-        sys.stderr.close()
+    except BrokenPipeError:  # «| head» has seen enough; what is left in the buffer goes nowhere, without complaint
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    else:
+        return code
 
 
 def train_parser(prog: str) -> config.Parser:
@@ -38,21 +43,37 @@ def train_parser(prog: str) -> config.Parser:
     return parser
 
 
-def train_config(args: Any) -> config.TrainConfig:
-    """Build the configuration from parsed flags."""
-    return config.TrainConfig(
+def train_config(args: Any, argv: Sequence[str]) -> config.TrainConfig:
+    """Build the configuration from parsed flags; with ``--resume`` those that ``argv`` leaves out are the run's own."""
+    stated = config.TrainConfig(
         model=config.from_args(config.ModelOptions, args),
         data=config.from_args(config.DataOptions, args),
         lora=config.from_args(config.LoraOptions, args),
         train=config.from_args(config.TrainOptions, args),
     )
+    if not stated.train.resume or stated.train.output_dir is None:
+        return stated
+    from znatok.runs import find
+
+    stored = find(stated.train.output_dir).options
+    if not stored.is_file():
+        raise UsageError("--resume {path}: no run.toml, so no run was started there", path=stated.train.output_dir)
+    own = config.TrainConfig.from_toml(stored)
+    groups = {}
+    for spec in dataclasses.fields(own):
+        group = getattr(stated, spec.name)
+        kept = {*config.explicit(argv, type(group)), "output_dir", "resume", "force", "dry_run"}
+        changes = {f.name: getattr(group, f.name) for f in dataclasses.fields(group) if f.name in kept}
+        groups[spec.name] = dataclasses.replace(getattr(own, spec.name), **changes)
+    return config.TrainConfig(**groups)
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Run ``train_model.py``."""
 
     def command() -> int:
-        settings = train_config(train_parser("train_model.py").parse_args(argv))
+        given = list(sys.argv[1:] if argv is None else argv)
+        settings = train_config(train_parser("train_model.py").parse_args(given), given)
         from znatok.train.run import train
 
         result = train(settings)
@@ -113,8 +134,6 @@ def chat(args: Any, argv: Sequence[str]) -> int:
 def open_session(args: Any, argv: Sequence[str]) -> Any:
     """Load what the flags name; a model directory brings its own base unless one is stated."""
     if not 0 <= args.test_seed < 2**63:
-        from znatok.errors import UsageError
-
         raise UsageError("--test_seed {value}: expected a whole number, 0 or more", value=args.test_seed)
     model = config.from_args(config.ModelOptions, args)
     sample = config.from_args(config.SampleOptions, args)

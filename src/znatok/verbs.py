@@ -26,6 +26,7 @@ def data_verb(words: list[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=config.Parser)
     check = verbs.add_parser("check", help=_("every problem with its line, duplicates, lengths"))
     check.add_argument("file", type=Path, nargs="?", default=Path("data.jsonl"))
+    check.add_argument("--against", type=Path, metavar="FILE", help=_("test pairs: report what leaks into them"))
     json_flag(check)
     sample = verbs.add_parser("show", help=_("one pair as the model sees it, trained tokens coloured"))
     sample.add_argument("file", type=Path, nargs="?", default=Path("data.jsonl"))
@@ -40,7 +41,7 @@ def check_data(args: Any) -> int:
     """Report on a file; the exit code is that of bad data when a record is bad."""
     from znatok.data.check import check_file
 
-    report = check_file(args.file)
+    report = check_file(args.file, against=args.against)
     show(report.to_json(), report.lines(), as_json=args.json)
     return DataError.exit_code if report.problems else 0
 

@@ -54,11 +54,11 @@ def test_a_missing_key_is_named_with_the_keys_found_and_the_likely_one():
     assert 'rename "output" to "response"' in text
 
 
-@pytest.mark.parametrize(("key", "likely"), [("Response", "Response"), ("reponse", "reponse"), ("ANSWER", "ANSWER")])
-def test_other_case_and_typos_of_a_key_are_recognised(key, likely):
+@pytest.mark.parametrize("key", ["Response", "rresponse", "ANSWER"])
+def test_other_case_and_typos_of_a_key_are_recognised(key):
     text = complaint({"prompt": "q", key: "a"})
     assert f'no key "response"; expected "prompt" and "response", found "prompt", "{key}"' in text
-    assert text.endswith(f'; rename "{likely}" to "response"')
+    assert text.endswith(f'; rename "{key}" to "response"')
 
 
 def test_nothing_is_suggested_where_nothing_is_alike():

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from znatok.config import SampleOptions
+from znatok.config import SampleOptions, TrainConfig
 from znatok.data.load import read_pairs
 from znatok.data.questions import Question, read_questions
 from znatok.data.schema import Pair
@@ -64,18 +64,31 @@ def plan_comparison(
     Raises:
         DataError: a file can't be read, or no held-out pair is to be had.
     """
-    manifest = run.read_manifest()
-    listed = read_questions(questions or SEED_QUESTIONS) if questions or SEED_QUESTIONS.is_file() else ()
-    if heldout or HELDOUT.is_file():
-        path = heldout or HELDOUT
-        pairs, name = read_pairs(path).pairs, path.name
+    trained = TrainConfig.from_toml(run.options) if run.options.is_file() else TrainConfig()
+    data = Path(trained.data.data_path)
+    listed = questions or _beside(data, SEED_QUESTIONS)
+    held = heldout or _beside(data, HELDOUT)
+    if held is not None:
+        pairs, name = read_pairs(held).pairs, held.name
     else:
-        data = Path(manifest.get("data", {}).get("path", "data.jsonl"))
-        share = manifest.get("options", {}).get("val_share", 0.1)
-        pairs, name = split(read_pairs(data).pairs, share, manifest.get("seed", seed)).validation, "validation"
+        known = read_pairs(data, skip_bad=trained.data.skip_bad).pairs
+        pairs, name = split(known, trained.data.val_share, trained.train.seed).validation, "validation"
     if not pairs:
         raise DataError("no held-out pairs: name a file of pairs that were not trained with --heldout")
-    return Comparison(questions=listed, heldout=pairs, heldout_name=name, heldout_asked=asked, sample=sample, seed=seed)
+    return Comparison(
+        questions=read_questions(listed) if listed is not None else (),
+        heldout=pairs,
+        heldout_name=name,
+        heldout_asked=asked,
+        sample=sample,
+        seed=seed,
+    )
+
+
+def _beside(data: Path, name: Path) -> Path | None:
+    """Return the project's own file for its own data set: other data are asked other questions."""
+    path = data.parent / name
+    return path if data.name == "data.jsonl" and path.is_file() else None
 
 
 def compare(expert: Expert, run: Run, what: Comparison) -> Summary:
@@ -195,9 +208,10 @@ def write_artefacts(run: Run, summary: Summary, answers: Sequence[AnswerRow], fa
     if metrics_rows:  # an adapter that znatok did not train has no curve
         training_loss(metrics_rows, images["training_loss"])
     comparison_table(answers, images["comparison_table"])
-    data = Path(run.read_manifest().get("data", {}).get("path", "data.jsonl"))
+    data = Path(str(facts.get("data_path") or "data.jsonl"))
     if data.is_file():
-        dataset_example([asdict(pair) for pair in read_pairs(data).pairs[:3]], images["dataset_example"])
+        shown = read_pairs(data, skip_bad=True).pairs[:3]
+        dataset_example([asdict(pair) for pair in shown], images["dataset_example"])
     present = {name: path for name, path in images.items() if path.is_file()}
     html = render_report(summary, answers, facts, metrics_rows, present)  # type: ignore[arg-type]  # extra keys are kept
     write_text(run.path / "report.html", html)

@@ -26,7 +26,7 @@ from znatok.errors import UsageError
 from znatok.generate.rows import ROW_ATTENTION, SLOTS, RowCache
 from znatok.generate.sampling import draw
 from znatok.generate.text import TextStream
-from znatok.tokens.chat import ChatFormat, Message
+from znatok.tokens.chat import ChatFormat, Message, looks_like_control
 
 DEFAULT_SAMPLE = SampleOptions()
 
@@ -94,6 +94,7 @@ class TorchEngine:
         self._chat = chat
         self._layers = self._model.config.num_hidden_layers
         self._context = self._model.config.max_position_embeddings
+        self._device = self._model.get_input_embeddings().weight.device
         self._banned_V = self._banned_tokens()
 
     def stream(self, request: Request) -> Iterator[str]:
@@ -193,7 +194,7 @@ class TorchEngine:
         finally:
             config._attn_implementation = before
             self._model.train(training)
-        logits: Tensor = output.logits
+        logits: Tensor = output.logits.cpu()  # drawing is a few microseconds, and the same on every device
         return logits
 
     @torch.inference_mode()
@@ -218,7 +219,7 @@ class TorchEngine:
         banned_V = torch.zeros(size, dtype=torch.bool)
         banned_V[len(self._chat.tokenizer) :] = True
         special: Sequence[int] = getattr(self._chat.tokenizer, "all_special_ids", [])
-        control = [i for token, i in self._chat.tokenizer.get_vocab().items() if _looks_like_control(token)]
+        control = [i for token, i in self._chat.tokenizer.get_vocab().items() if looks_like_control(token)]
         for token_id in {*special, *control} - self._chat.stop_ids:
             if token_id < size:
                 banned_V[token_id] = True
@@ -228,7 +229,3 @@ class TorchEngine:
 def _whole(text: str, stop: Stop) -> str:
     """Drop the half of a character that a length limit left at the end."""
     return text.rstrip("�") if stop is Stop.LENGTH else text
-
-
-def _looks_like_control(token: str) -> bool:
-    return token.startswith("<|") and token.endswith("|>")

@@ -124,6 +124,7 @@ def get(
             name=name, path=entry.path, bytes=entry.bytes, sha256=entry.sha256, parts=entry.parts, hub=entry.hub
         )
         download.fetch(target, prefer=prefer, say=say)
+    digests.remember(entry.path, entry.sha256)
     say(_("{name}: whole, SHA-256 as published", name=name))
     return entry.path
 

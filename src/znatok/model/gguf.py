@@ -67,7 +67,8 @@ def load_gguf(path: Path, dtype: torch.dtype, *, tied: bool | None = None) -> Gg
     _compute_buffers(model)
     _refuse_unfilled(model)
     model.generation_config = GenerationConfig(**gguf_config.token_ids(header))
-    return Gguf(model.eval(), tokenizer, architecture)
+    model.config.dtype = dtype
+    return Gguf(model.eval().requires_grad_(False), tokenizer, architecture)
 
 
 def _weights(header: Header, model: PreTrainedModel, dtype: torch.dtype, *, tied: bool) -> dict[str, nn.Parameter]:

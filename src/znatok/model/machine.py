@@ -14,6 +14,11 @@ from znatok import __version__
 from znatok.files import cache_home
 
 
+def device() -> torch.device:
+    """Return where models are computed: the first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures of a run depend on: processor, cores, threads, memory, accelerator; no names."""
     return {

@@ -39,7 +39,7 @@ def answer_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, 
     rows, collate = ExampleSet(examples), Collator(pad_id=0)
     losses = []
     for index in range(len(rows)):
-        batch = collate([rows[index]])
+        batch = {name: tensor.to(weight_VD.device) for name, tensor in collate([rows[index]]).items()}
         total, count = answer_loss(
             hidden_states(model, batch["input_ids"], batch["attention_mask"]), weight_VD, batch["labels"]
         )

@@ -13,6 +13,7 @@ Two formats exist:
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,8 +39,8 @@ PLAIN_JINJA = (
     "{% for message in messages %}{% set text = message.content | trim %}"
     "{% if message.role == 'system' %}{{ text }}"
     "{% elif message.role == 'user' %}{% if not loop.first or SYSTEM %}{{ '\\n\\n' }}{% endif %}### User:\n{{ text }}"
-    "{% else %}\n\n### Assistant:\n{{ text }}{{ END }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\n\n### Assistant:\n{% endif %}"
+    "{% else %}{{ '\\n\\n' }}### Assistant:\n{{ text }}{{ END }}{% endif %}{% endfor %}"  # a line feed after %} is lost
+    "{% if add_generation_prompt %}{{ '\\n\\n' }}### Assistant:\n{% endif %}"
 )
 
 
@@ -110,8 +111,9 @@ class ChatFormat:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokenise text in which nothing is a control token."""
-        encoded = self.tokenizer(_neutral(text), add_special_tokens=False, split_special_tokens=True)
-        ids: list[int] = encoded["input_ids"]
+        ids: list[int] = []
+        for part in self._inside_control.split(_neutral(text)):
+            ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -141,9 +143,8 @@ class ChatFormat:
         names = {number: token for token, number in self.tokenizer.get_vocab().items()}
         bos = "".join(names[number] for number in self._bos if isinstance(number, int))
         quoted = {"SYSTEM": system.strip(), "END": names[self.end_id], "BOS": bos}
-        for key, value in quoted.items():
-            template = template.replace(key, json.dumps(value, ensure_ascii=False))
-        return template
+        # all at once: a system message may hold the word END
+        return re.sub("SYSTEM|END|BOS", lambda found: json.dumps(quoted[found[0]], ensure_ascii=False), template)
 
     def _encode(self, pieces: Sequence[str | int]) -> list[int]:
         """Tokenise each run of text as a whole, as any program that renders a template to one string does."""
@@ -163,6 +164,15 @@ class ChatFormat:
         return [f"\n\n### Assistant:\n{text}", self.end_id]
 
     @cached_property
+    def _inside_control(self) -> re.Pattern[str]:
+        """Match between the first two characters of each control token, where text is cut so that none is seen.
+
+        ``split_special_tokens`` alone leaves those that the tokenizer doesn't call special: Qwen's ``<|fim_prefix|>``.
+        """
+        tails = [re.escape(token[1:]) for token in sorted(self.tokenizer.get_vocab()) if looks_like_control(token)]
+        return re.compile(f"(?<=<)(?={'|'.join(tails)})" if tails else "(?!)")
+
+    @cached_property
     def _opening(self) -> tuple[str | int, ...]:
         return (self._im_start, "assistant\n") if self.name == "chatml" else ("\n\n### Assistant:\n",)
 
@@ -177,9 +187,15 @@ class ChatFormat:
         return self.tokenizer.get_vocab()["<|im_start|>"]
 
 
+def looks_like_control(token: str) -> bool:
+    """Tell whether a token is written like ``<|im_end|>``: such tokens steer a model and are no text."""
+    return len(token) > 4 and token.startswith("<|") and token.endswith("|>")
+
+
 def _neutral(text: str) -> str:
     # transformers marks sanitised control tokens with two private-use characters; in user text they mean nothing.
-    return text.replace("\U000f0000", "").replace("\U000f0001", "")
+    # Half a surrogate pair, from a command line that is not UTF-8, is no character and no tokenizer takes it.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text.replace("\U000f0000", "").replace("\U000f0001", ""))
 
 
 def dialogue(question: str, system: str = "", history: Sequence[Message] = ()) -> list[Message]:
@@ -209,6 +225,8 @@ def choose_format(tokenizer: Tokenizer, embedding_VD: torch.Tensor, name: str = 
         if name == "chatml" or twins < IDENTICAL_ROWS:
             return ChatFormat("chatml", _("<|im_end|> is trained in this model"), tokenizer, im_end)
         reason = _("<|im_end|> is one of {n} identical embedding rows, never trained: base model", n=twins + 1)
+    elif has_chatml:
+        reason = _("the run was trained with it")
     else:
         reason = _("the tokenizer has no ChatML tokens")
     end = tokenizer.eos_token_id

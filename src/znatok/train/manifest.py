@@ -22,6 +22,7 @@ def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
         "data": {"sha256": ready.data.sha256, "pairs": len(ready.data.pairs)},
         "lora": ours["lora"],
         "options": fixed,
+        "data_options": {k: v for k, v in ours["data"].items() if k != "data_path"},
         "seed": config.train.seed,
         "dtype": str(ready.loaded.dtype).removeprefix("torch."),
         "chat": {
@@ -29,7 +30,6 @@ def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
             "end_id": ready.chat.end_id,
             "stop_ids": sorted(ready.chat.stop_ids),
             "system": config.data.system,
-            "max_length": config.data.max_length,
         },
     }
 

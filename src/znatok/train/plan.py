@@ -105,7 +105,8 @@ def count(train: Sequence[Example], validation: Sequence[Example], options: Trai
 def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], model: Any, batch_size: int) -> Plan:
     """Add seconds and peak memory to a plan by computing a few examples; weights and generators stay untouched."""
     few = _few(train)
-    batch = Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))])
+    where = head_weight(model).device
+    batch = {k: v.to(where) for k, v in Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))]).items()}
     before = psutil.Process().memory_info().rss
     with torch.random.fork_rng(devices=[]):
         forward_seconds, step_seconds, grown = 0.0, 0.0, 0

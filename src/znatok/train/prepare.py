@@ -11,6 +11,7 @@ from znatok.errors import _
 from znatok.logs import say, warn
 from znatok.model.adapters import inject
 from znatok.model.load import Loaded, load_base
+from znatok.model.machine import device
 from znatok.tokens.chat import ChatFormat, choose_format
 from znatok.tokens.encode import Encoded, EncodeRule, Example, encode_pairs
 from znatok.train.plan import Plan, count, probe
@@ -32,17 +33,11 @@ class Prepared:
 def prepare(config: TrainConfig) -> Prepared:
     """Read, split, load, encode, inject and plan; nothing is written."""
     data = read_pairs(Path(config.data.data_path), skip_bad=config.data.skip_bad)
-    for note in data.notes:
+    for note in (*data.notes, *map(str, data.problems)):
         warn(note)
     parts = split(data.pairs, config.data.val_share, config.train.seed)
     loaded = load_base(config.model, say=say)
-    say(
-        _(
-            "number format: {dtype}, {reason}",
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            reason=loaded.dtype_reason,
-        )
-    )
+    loaded.model.to(device())
     chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
     say(_("chat format: {name}, {reason}", name=chat.name, reason=chat.reason))
     train_set, validation_set = encode_both(parts, chat, config)

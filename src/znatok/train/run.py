@@ -7,10 +7,10 @@ encode, inject the adapter, plan, train, check that something was learned, keep 
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -20,7 +20,7 @@ from znatok.errors import TrainingError, UsageError, _
 from znatok.files import write_text
 from znatok.logs import peak_rss_bytes, say, warn
 from znatok.model.adapters import delta_norm, load_weights, save_adapter
-from znatok.runs import Run, create, find, held
+from znatok.runs import Run, create, find, held, refuse_used
 from znatok.train import checkpoints
 from znatok.train.callbacks import Best, Display, Metrics, SaveAfterValidation, Signals
 from znatok.train.manifest import identity, write_manifest
@@ -49,6 +49,8 @@ def train(config: TrainConfig) -> RunResult:
         Interrupted: stopped by a signal, after a checkpoint.
     """
     check_options(config)
+    if not (config.train.resume or config.train.dry_run):
+        refuse_used(config.train.output_dir, force=config.train.force)
     set_threads(config.train.threads)
     ready = prepare(config)
     for line in ready.plan.lines():
@@ -56,13 +58,24 @@ def train(config: TrainConfig) -> RunResult:
     if config.train.dry_run:
         return RunResult(None, ready.plan, {})
     run = find(config.train.output_dir) if config.train.resume else open_run(config)
-    with held(run), recorded(run):
+    with held(run):
+        if config.train.resume:
+            refuse_changes(config, ready, run)
+            if run.read_status().get("state") == "finished":
+                say(_("{path}: this run is finished; nothing to go on with", path=run.path))
+                return RunResult(run, ready.plan, run.read_manifest()["result"])
+        return run_in(run, config, ready)
+
+
+def run_in(run: Run, config: TrainConfig, ready: Prepared) -> RunResult:
+    """Train in a run directory that this process holds."""
+    with recorded(run):
         started = time.perf_counter()
-        trainer, signals = build_trainer(config, ready, run)
-        resume_from = prepare_resume(config, ready, run) if config.train.resume else None
+        trainer, signals, display = build_trainer(config, ready, run)
+        resume_from = prepare_resume(run) if config.train.resume else None
         if resume_from is None:
             write_manifest(run, config, ready)
-        with signals:
+        with signals, closing(display):
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if signals.caught is not None and trainer.state.global_step < trainer.state.max_steps:
             raise signals.error(run.path, trainer.state.global_step)
@@ -103,6 +116,14 @@ def open_run(config: TrainConfig) -> Run:
     return run
 
 
+class Wired(NamedTuple):
+    """A Trainer, and the two of its callbacks that must be undone whatever happens."""
+
+    trainer: AnswerTrainer
+    signals: Signals
+    display: Display
+
+
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
     """Keep ``status.json`` true whatever happens."""
@@ -116,47 +137,49 @@ def recorded(run: Run) -> Iterator[None]:
     run.set_status("finished")
 
 
-def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> tuple[AnswerTrainer, Signals]:
+def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> Wired:
     """Wire the Trainer with its callbacks; the order of callbacks is the order they hear of a step."""
     transformers.set_seed(config.train.seed)  # dropout draws from the global generator
-    signals = Signals()
+    signals, display = Signals(), Display(run.metrics)
     write_adapter = adapter_writer(ready)
     callbacks = [
+        signals,  # before SaveAfterValidation, which holds its checkpoint back at the end of an epoch
         SaveAfterValidation(),
         Metrics(run.metrics),
-        Display(run.metrics),
+        display,
         Best(run.checkpoints, config.train.early_stopping, write_adapter),
-        signals,
     ]
     trainer = AnswerTrainer(ready.model, config.train, ready.train, ready.validation, run.checkpoints, callbacks)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.write_adapter = write_adapter
-    return trainer, signals
+    return Wired(trainer, signals, display)
 
 
 def adapter_writer(ready: Prepared) -> Callable[[Path], None]:
     """Return a function that writes the model's adapter into a folder."""
-    return lambda folder: save_adapter(ready.model, folder, ready.loaded.source.name)
+    return lambda folder: save_adapter(ready.model, folder, ready.loaded.source.base_name)
 
 
-def prepare_resume(config: TrainConfig, ready: Prepared, run: Run) -> Path | None:
-    """Return the checkpoint to go on from, or None to start from the beginning.
-
-    Raises:
-        UsageError: the run was started with other options, data or base than this call names.
-    """
-    manifest = run.read_manifest()
-    changed = [
-        f"{name}: {manifest[name]!r} → {value!r}"
-        for name, value in identity(config, ready).items()
-        if name in manifest and _without_path(manifest[name]) != value
-    ]
+def refuse_changes(config: TrainConfig, ready: Prepared, run: Run) -> None:
+    """Raise UsageError where the run was started with other options, data or base than this call names."""
+    before, now = _flat(run.read_manifest()), _flat(identity(config, ready))
+    changed = [f"{name}: {before[name]} → {now[name]}" for name in now if name in before and before[name] != now[name]]
     if changed:
         raise UsageError(
             "--resume {path}: the run was started otherwise ({changes}); use those options, or --force to start anew",
             path=run.path,
             changes="; ".join(changed),
         )
+
+
+def _flat(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table of tables as one, the inner keys after a dot."""
+    inner = {f"{name}.{k}": v for name, value in table.items() if isinstance(value, dict) for k, v in value.items()}
+    return {name: value for name, value in table.items() if not isinstance(value, dict)} | inner
+
+
+def prepare_resume(run: Run) -> Path | None:
+    """Return the checkpoint to go on from, or None to start from the beginning."""
     checkpoint = checkpoints.newest(run.checkpoints, warn) if run.checkpoints.is_dir() else None
     best = run.checkpoints / Best.FOLDER
     shutil.rmtree(best, ignore_errors=True)
@@ -169,10 +192,6 @@ def prepare_resume(config: TrainConfig, ready: Prepared, run: Run) -> Path | Non
         shutil.copytree(checkpoint / Best.FOLDER, best)
     say(_("going on from {path}", path=checkpoint))
     return checkpoint
-
-
-def _without_path(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
 
 
 def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTrainer) -> dict[str, Any]:
@@ -194,7 +213,7 @@ def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTraine
                 loss=chosen["val_loss"],
             )
         )
-    save_adapter(ready.model, run.path, ready.loaded.source.name)
+    save_adapter(ready.model, run.path, ready.loaded.source.base_name)
     ready.loaded.tokenizer.chat_template = ready.chat.jinja(config.data.system)
     ready.loaded.tokenizer.save_pretrained(run.path)
     shutil.rmtree(best.folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from znatok.config import TrainOptions
-from znatok.errors import TrainingError
+from znatok.errors import SystemFault, TrainingError
 from znatok.fast.loss import answer_loss
 from znatok.model.score import answer_losses, head_weight, hidden_states
 from znatok.tokens.collate import Collator, ExampleSet
@@ -95,6 +95,13 @@ class AnswerTrainer(Trainer):
         """Return the validation loss per answer token, in nats."""
         losses = answer_losses(self.model, self.validation)
         metrics = {"eval_loss": sum(total for total, _ in losses) / sum(count for _, count in losses)}
+        if not math.isfinite(metrics["eval_loss"]):
+            raise TrainingError(
+                "step {step}: the validation loss is {value}; try a --learning_rate below {rate}",
+                step=self.state.global_step,
+                value=metrics["eval_loss"],
+                rate=self.options.learning_rate,
+            )
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -117,14 +124,21 @@ class AnswerTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """Let the Trainer write into a staging folder, then seal the result and rename it into place."""
-        self._stage = checkpoints.staging(self.folder)
         try:
+            self._stage = checkpoints.staging(self.folder)
             super()._save_checkpoint(model, trial)
             (staged,) = self._stage.iterdir()
             if (self.folder / Best.FOLDER).is_dir():  # the best so far belongs to this moment of the run
                 shutil.copytree(self.folder / Best.FOLDER, staged / Best.FOLDER)
             checkpoints.seal(staged, self.folder, self.state.global_step)
             self._stage.rmdir()
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter where the disk is full
+            raise SystemFault(
+                "{path}: the checkpoint of step {step} can't be written: {why}; free space, then go on with --resume",
+                path=self.folder,
+                step=self.state.global_step,
+                why=str(error).splitlines()[0][:200],
+            ) from error
         finally:
             self._stage = self.folder
         checkpoints.prune(self.folder, self.options.keep_checkpoints)
@@ -142,7 +156,7 @@ def training_arguments(options: TrainOptions, folder: Path, *, validate: bool) -
         max_steps=options.max_steps or -1,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type,
-        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the real number of steps
+        warmup_steps=min(options.warmup_ratio, 1 - 1e-9),  # below 1 it is a share of the real number of steps
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=options.seed,

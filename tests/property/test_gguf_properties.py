@@ -1,0 +1,81 @@
+"""Whatever happens to a GGUF file, reading it ends in a model or in a ModelError, quickly."""
+
+import gguf_files
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from znatok.errors import ModelError
+from znatok.model import gguf
+from znatok.model.gguf_header import read_header
+from znatok.model.gguf_names import ARCHITECTURES, tensor_names
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def blob(request, tmp_path_factory):
+    """Return the bytes of a tiny file, where its data begin, and a scratch file."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = gguf_files.write(folder / "good.gguf", gguf_files.model(request.param))
+    start = min(tensor.start for tensor in read_header(path).tensors.values())
+    return path.read_bytes(), start, folder / "bad.gguf"
+
+
+def load(path):
+    try:
+        model = gguf.load_gguf(path, torch.float32).model
+    except ModelError:
+        return
+    with torch.no_grad():
+        assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, model.config.vocab_size)
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(data=st.data())
+def test_a_flipped_byte_in_the_header_gives_a_model_or_a_model_error(blob, data):
+    good, start, path = blob
+    at = data.draw(st.integers(0, start - 1))
+    flip = data.draw(st.integers(1, 255))
+    bad = bytearray(good)
+    bad[at] ^= flip
+    path.write_bytes(bad)
+    load(path)
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(data=st.data())
+def test_a_truncated_file_is_a_model_error(blob, data):
+    good, _start, path = blob
+    path.write_bytes(good[: data.draw(st.integers(0, len(good) - 32))])  # the last bytes may be padding
+    with pytest.raises(ModelError):
+        gguf.load_gguf(path, torch.float32)
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(data=st.data())
+def test_any_eight_bytes_in_the_header_give_a_model_or_a_model_error(blob, data):
+    """Counts, lengths and offsets are 64-bit: huge ones must be refused before memory is asked for."""
+    good, start, path = blob
+    at = data.draw(st.integers(4, start - 8))
+    path.write_bytes(good[:at] + data.draw(st.binary(min_size=8, max_size=8)) + good[at + 8 :])
+    load(path)
+
+
+@hypothesis.given(st.binary(max_size=400))
+def test_any_bytes_behind_the_magic_are_a_model_error(tmp_path_factory, tail):
+    path = tmp_path_factory.getbasetemp() / "noise.gguf"
+    path.write_bytes(b"GGUF\x03\0\0\0" + tail)
+    with pytest.raises(ModelError):
+        gguf.load_gguf(path, torch.float32)
+
+
+@hypothesis.given(st.sampled_from(ARCHITECTURES), st.integers(1, 60))
+def test_tensor_names_are_one_to_one(architecture, layers):
+    names = tensor_names(architecture, layers)
+    assert len(set(names.values())) == len(names)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tensor_names_cover_the_model_exactly(architecture):
+    model = gguf_files.model(architecture, tie_word_embeddings=False)
+    assert set(tensor_names(architecture, 2).values()) == set(model.state_dict())
