@@ -34,7 +34,6 @@ test: check
 
 bench: setup
 	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/train.py
 
 docs: setup
 	$(BIN)/python tools/generate_docs.py

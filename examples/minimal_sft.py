@@ -40,9 +40,7 @@ def main(model_dir, data, output, dropout=DROPOUT, learning_rate=LEARNING_RATE):
     #    A has r rows and B has r columns, so there is less than one number to learn for every hundred of the base's.
     torch.manual_seed(SEED)  # A starts random; B starts at zero, so training starts exactly at the base model
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    lora = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=projections, task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=projections, task_type="CAUSAL_LM")
     model = get_peft_model(model, lora).train()
     learned = [p for p in model.parameters() if p.requires_grad]
     print(f"{sum(p.numel() for p in learned):,} numbers to learn of {sum(p.numel() for p in model.parameters()):,}")
@@ -89,7 +87,7 @@ def encode(tokenizer, question, answer):
     for role, words in (("system", SYSTEM), ("user", question)):
         prompt += [start, *text(f"{role}\n{words.strip()}"), end, *text("\n")]
     prompt += [start, *text("assistant\n")]
-    ids = prompt + [*text(answer.strip()), end]  # the end is learned too: a model must know when to stop
+    ids = [*prompt, *text(answer.strip()), end]  # the end is learned too: a model must know when to stop
     if len(ids) > MAX_LENGTH:
         raise SystemExit(f"{len(ids)} tokens where {MAX_LENGTH} fit; shorten: {question}")
     return ids, len(prompt)

@@ -2,9 +2,9 @@
 
 A message is an English template, and the template is its own key. The source is read, never imported: templates are
 the first argument of ``_`` and of every error class, the help of ``option``, the first docstring line of every option
-group, the texts in ``cli.VERBS``, the purposes in the model catalogue, and those words of argparse that a user can meet.
-A function that passes its parameter on as a template (``def damaged(cause): return ModelError("{path}: " + cause)``)
-is followed to its callers. A template that can't be read is an error: put it where this file finds it.
+group, the texts in ``cli.VERBS``, the purposes in the model catalogue, and the words of argparse that a user can meet.
+A function that passes its parameter on as a template is followed to its callers. A template that can't be read is an
+error: put it where this file finds it.
 
 The ``.po`` has no dates and no line numbers, so that only real changes change it.
 """
@@ -28,7 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "znatok"
 PO = SOURCE / "locale" / "ru" / "LC_MESSAGES" / "znatok.po"
 
-READ_BY_OTHER_RULES = {"text", "spec.metadata['help']", "title", "entry.purpose", "self.template"}
+READ_BY_OTHER_RULES = {
+    ("cli.py", "text"),
+    ("config.py", "spec.metadata['help']"),
+    ("config.py", "title"),
+    ("errors.py", "self.template"),
+    ("model/catalogue.py", "entry.purpose"),
+}
 """Expressions given to ``_`` whose templates are found where they are written, not where they are used."""
 
 ARGPARSE = (
@@ -70,20 +76,18 @@ class Russian(Catalog):
 
 @dataclass
 class Extraction:
-    """What the source says: templates in the order they were found, and what could not be read."""
+    """What the source says: templates with the name of what takes them, and what could not be read."""
 
-    templates: dict[str, None] = field(default_factory=dict)
+    templates: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A function that puts its ``index``-th argument into a template."""
+    """A function whose ``index``-th argument is a template."""
 
     module: Path
     index: int
-    before: str
-    after: str
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Call:
 
 def extract(source: Path = SOURCE) -> Extraction:
     """Read every template from the source."""
-    trees = {path.relative_to(source.parent): _parse(path) for path in sorted(source.rglob("*.py"))}
+    trees = {path.relative_to(source): _parse(path) for path in sorted(source.rglob("*.py"))}
     calls = [call for module, tree in trees.items() for call in _calls(module, tree, ())]
     found, wrappers = Extraction(), dict[str, list[Wrapper]]()
     speaking = {"_", *_error_classes(trees.values())}
@@ -116,17 +120,17 @@ def extract(source: Path = SOURCE) -> Extraction:
         if call.name in speaking and call.node.args:
             wrapper = _take(call, 0, found)
             if wrapper:
-                wrappers.setdefault(call.inside[0].name, []).append(wrapper)
+                wrappers.setdefault(call.inside[-1].name, []).append(wrapper)
         if call.name == "option" and len(call.node.args) > 1:
             _take(call, 1, found)
     for call in calls:
         for wrapper in wrappers.get(call.name, []):
             if isinstance(call.node.func, ast.Attribute) or call.module == wrapper.module:
-                _take(call, wrapper.index, found, wrapper.before, wrapper.after)
+                _take(call, wrapper.index, found)
     _take_declared(trees, found)
     for table in tomllib.loads((source / "model" / "catalogue.toml").read_text(encoding="utf-8"))["model"]:
-        found.templates[table["purpose"]] = None
-    found.templates |= dict.fromkeys(ARGPARSE)
+        found.templates[table["purpose"]] = "catalogue"
+    found.templates |= dict.fromkeys(ARGPARSE, "argparse")
     return found
 
 
@@ -157,15 +161,15 @@ def _error_classes(trees: Iterator[ast.Module]) -> set[str]:
     return known
 
 
-def _take(call: Call, index: int, found: Extraction, before: str = "", after: str = "") -> Wrapper | None:
+def _take(call: Call, index: int, found: Extraction) -> Wrapper | None:
     """Add the templates of an argument; return a wrapper where the argument is a parameter of a function around."""
     argument = call.node.args[index] if index < len(call.node.args) else None
-    if argument is None or ast.unparse(argument) in READ_BY_OTHER_RULES:
+    if argument is None or (call.module.as_posix(), ast.unparse(argument)) in READ_BY_OTHER_RULES:
         return None
     branches = [argument.body, argument.orelse] if isinstance(argument, ast.IfExp) else [argument]
     texts = [_text(branch) for branch in branches]
     if None not in texts:
-        found.templates |= {f"{before}{text}{after}": None for text in texts}
+        found.templates |= {text: call.name for text in texts if text}
         return None
     wrapper = _wrapper(call, argument)
     if wrapper is None:
@@ -179,23 +183,12 @@ def _text(node: ast.expr) -> str | None:
 
 
 def _wrapper(call: Call, argument: ast.expr) -> Wrapper | None:
-    parts = _summands(argument)
-    names = [place for place, part in enumerate(parts) if isinstance(part, ast.Name)]
-    if len(names) != 1 or sum(_text(part) is not None for part in parts) != len(parts) - 1:
-        return None
-    name, at = parts[names[0]].id, names[0]  # type: ignore[attr-defined]  # it is an ast.Name
-    for function in reversed(call.inside):
-        parameters = [a.arg for a in (*function.args.posonlyargs, *function.args.args) if a.arg not in {"self", "cls"}]
-        if name in parameters:
-            before, after = ("".join(_text(part) or "" for part in side) for side in (parts[:at], parts[at + 1 :]))
-            return Wrapper(call.module, parameters.index(name), before, after)
+    if isinstance(argument, ast.Name) and call.inside:
+        given = call.inside[-1].args
+        names = [a.arg for a in (*given.posonlyargs, *given.args) if a.arg not in {"self", "cls"}]
+        if argument.id in names:
+            return Wrapper(call.module, names.index(argument.id))
     return None
-
-
-def _summands(node: ast.expr) -> list[ast.expr]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [*_summands(node.left), *_summands(node.right)]
-    return [node]
 
 
 def _take_declared(trees: dict[Path, ast.Module], found: Extraction) -> None:
@@ -203,13 +196,13 @@ def _take_declared(trees: dict[Path, ast.Module], found: Extraction) -> None:
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     for node in nodes:
         if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Options" for b in node.bases):
-            found.templates[(ast.get_docstring(node) or "").splitlines()[0].rstrip(".")] = None
+            found.templates[(ast.get_docstring(node) or "").splitlines()[0].rstrip(".")] = "Options"
     tables = [n.value for n in nodes if isinstance(n, ast.AnnAssign) and getattr(n.target, "id", "") == "VERBS"]
     entries = [entry for table in tables if isinstance(table, ast.Dict) for entry in table.values]
     texts = [_text(entry.elts[-1]) for entry in entries if isinstance(entry, ast.Tuple)]
     if not texts or None in texts:
         found.problems.append("cli.VERBS: expected a table of (function, text)")
-    found.templates |= {text: None for text in texts if text}
+    found.templates |= {text: "VERBS" for text in texts if text}
 
 
 # The catalogue

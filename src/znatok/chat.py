@@ -99,15 +99,18 @@ class Terminal:
             return goodbye.exit_code
 
     def _turn(self) -> None:
-        """Read a line and obey it; an error ends a pipe but not a conversation."""
-        line = self._read_line()
+        """Read a line and obey it; an error or Ctrl-C ends a pipe but not a conversation."""
         try:
-            if line:
+            if line := self._read_line():
                 self.take(line)
         except ZnatokError as error:
             if not self._interactive:
                 raise
             warn(str(error))
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            say(_("\n(stopped)"), style="dim")
 
     def _read_line(self) -> str:
         """Return the next line; a second Ctrl-C in a row at the prompt leaves."""
@@ -148,6 +151,8 @@ class Terminal:
             for piece in pieces:
                 print(printable(piece), end="", flush=True)
         except KeyboardInterrupt:
+            if not self._interactive:
+                raise
             say(_("\n(stopped)"), style="dim")
         finally:
             pieces.close()  # type: ignore[attr-defined]  # a generator: lets reply() keep what was said
@@ -179,8 +184,8 @@ class Terminal:
             print(f"[{voice}] {printable(text)}\n", flush=True)
 
     def _seed(self, rest: str) -> None:
-        if not rest.isdecimal():
-            raise UsageError("/seed {value}: expected a whole number, 0 or more", value=rest)
+        if not rest.isdecimal() or len(rest) > 18:  # a generator's seed has 64 bits
+            raise UsageError("/seed {value}: expected a whole number of at most 18 digits", value=rest)
         self.session.seed = int(rest)
         say(_("seed: {seed}", seed=self.session.seed), style="dim")
 
@@ -235,4 +240,4 @@ def answer_file(session: ChatSession, path: str) -> None:
     with session.expert.speaking(session.voice) as engine:
         answers = engine.answers(requests)
     for question, answer in zip(questions, answers, strict=True):
-        print(f"{question.text}\n{printable(answer.text)}\n", flush=True)
+        print(f"{printable(question.text)}\n{printable(answer.text)}\n", flush=True)

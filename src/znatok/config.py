@@ -147,18 +147,31 @@ class TrainConfig:
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
-        """Read what :meth:`to_toml` wrote; an unknown key or a value out of limits is a UsageError."""
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        groups = {}
-        for spec in dataclasses.fields(cls):
-            kind: Any = spec.type
-            table = tables.get(spec.name, {})
-            known = {f.name for f in dataclasses.fields(kind)}
-            for key in table.keys() - known:
-                hint = nearest(key, known)
-                raise UsageError("{path}: unknown option {key}{hint}", path=path, key=key, hint=hint)
-            groups[spec.name] = kind(**table)
-        return cls(**groups)
+        """Read what :meth:`to_toml` wrote; an unknown key or a value that can't be is a UsageError."""
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError("{path}: not TOML: {why}", path=path, why=error) from error
+        kinds: dict[str, Any] = {spec.name: spec.type for spec in dataclasses.fields(cls)}
+        _refuse_unknown(path, tables, kinds)
+        return cls(**{name: _read_group(path, kind, tables.get(name, {})) for name, kind in kinds.items()})
+
+
+def _refuse_unknown(path: Path, table: Any, known: Any) -> None:
+    for key in table.keys() - known if isinstance(table, dict) else {str(table)}:
+        raise UsageError("{path}: unknown option {key}{hint}", path=path, key=key, hint=nearest(key, known))
+
+
+def _read_group(path: Path, kind: type[T], table: Any) -> T:
+    """Build an option group from a TOML table; no flag parser has looked at the types of its values."""
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    _refuse_unknown(path, table, specs)
+    for key, value in table.items():
+        wanted: Any = (int, float) if specs[key].type is float else specs[key].type
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            name = getattr(specs[key].type, "__name__", "str")
+            raise UsageError("{path}: {key} = {value!r}: expected {name}", path=path, key=key, value=value, name=name)
+    return kind(**table)
 
 
 def to_toml(config: Any) -> str:
@@ -250,7 +263,14 @@ def explicit(argv: Sequence[str], group: type[Any]) -> set[str]:
 
 
 def utf8_streams() -> None:
-    """Make stdout and stderr able to carry Cyrillic on any console; a character that can't be shown becomes «?»."""
+    """Make stdout and stderr able to carry Cyrillic on any console; a character that can't be shown becomes «?».
+
+    Standard input is made strict: in the C locales Python lets bytes that are not UTF-8 through as halves of surrogate
+    pairs, which no tokenizer takes.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        ascii_only = sys.stdin.encoding.lower() in {"ascii", "ansi_x3.4-1968", "us-ascii"}
+        sys.stdin.reconfigure(encoding="utf-8" if ascii_only else None, errors="strict")

@@ -101,3 +101,6 @@ class Interrupted(ZnatokError):
     def __init__(self, template: str, /, exit_code: int = 130, **fields: object) -> None:
         super().__init__(template, **fields)
         self.exit_code = exit_code  # type: ignore[misc]  # 143 when the signal was SIGTERM
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), self.template, {**self.fields, "exit_code": self.exit_code})

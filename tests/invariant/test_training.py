@@ -156,12 +156,11 @@ def straight(tiny_dir, tmp_path_factory):
         pytest.param([4], {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}, id="accumulated"),
         pytest.param([4], {"max_steps": 8}, id="limited steps"),
         pytest.param([7], OVERFIT, id="best was early"),
-        pytest.param([6, 9], OVERFIT | {"early_stopping": 2}, id="stops early"),
+        pytest.param([6, 10], OVERFIT | {"early_stopping": 1}, id="stops early"),
     ],
 )
 def test_a_resumed_run_equals_a_straight_one_to_the_bit(tiny_dir, straight, tmp_path, monkeypatch, stops, options):
     data, whole = straight(**options)
-    assert prepare(helpers.settings(tiny_dir, data, tmp_path)).plan.steps > max(stops)
     parts = tmp_path / "parts"
     for round_, step in enumerate(stops):
         stop_after(monkeypatch, step)
@@ -179,12 +178,29 @@ def test_a_resumed_run_equals_a_straight_one_to_the_bit(tiny_dir, straight, tmp_
 
 
 def test_the_overfitted_run_really_keeps_an_early_adapter(straight):
-    for options in (OVERFIT, OVERFIT | {"early_stopping": 2}):
+    for options in (OVERFIT, OVERFIT | {"early_stopping": 1}):
         _data, run = straight(**options)
         best = min(helpers.validations(run), key=lambda row: row["val_loss"])
         assert best["step"] < helpers.rows(run)[-1]["step"]
         assert read_json(run.manifest)["result"]["best"] == {"step": best["step"], "val_loss": best["val_loss"]}
-    assert len(helpers.losses(run)) < 15
+    assert len(helpers.losses(run)) == 12
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("power cut")], ids=["signal", "crash"])
+def test_a_run_cut_off_as_it_stops_early_does_not_train_on(tiny_dir, straight, tmp_path, monkeypatch, error):
+    options = OVERFIT | {"early_stopping": 1}
+    data, whole = straight(**options)
+    if error is None:
+        stop_after(monkeypatch, 12)
+        helpers.trained(tiny_dir, data, tmp_path / "run", **options)
+    else:
+        monkeypatch.setattr(run_module, "finish", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(RuntimeError):
+            helpers.trained(tiny_dir, data, tmp_path / "run", **options)
+        undisturbed(monkeypatch)
+        helpers.trained(tiny_dir, data, tmp_path / "run", resume=True, **options)
+    assert history(tmp_path / "run") == history(whole)
+    assert helpers.adapter_bytes(tmp_path / "run") == helpers.adapter_bytes(whole)
 
 
 def test_a_crash_costs_only_the_steps_since_the_last_checkpoint(tiny_dir, straight, tmp_path, monkeypatch):
@@ -232,7 +248,7 @@ def test_a_run_stopped_before_any_checkpoint_starts_again(tiny_dir, straight, tm
     assert helpers.adapter_bytes(parts) == helpers.adapter_bytes(whole)
 
 
-@pytest.mark.parametrize("options", [{}, OVERFIT | {"early_stopping": 2}], ids=["all steps", "stopped early"])
+@pytest.mark.parametrize("options", [{}, OVERFIT | {"early_stopping": 1}], ids=["all steps", "stopped early"])
 def test_resuming_a_finished_run_changes_nothing(tiny_dir, pairs_file, tmp_path, options):
     run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", **options)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -312,10 +328,11 @@ def test_validation_rows_equal_a_computation_without_znatok(tiny_dir, pairs_file
         assert row["val_loss"] == pytest.approx(total / count, abs=1e-5)
 
 
-def test_the_loss_falls(tiny_dir, pairs_file, tmp_path):
-    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", learning_rate=0.02, num_train_epochs=8)
+def test_the_loss_falls(pairs_file, tmp_path):
+    loud = tiny.save_tiny(tmp_path / "loud", initializer_range=0.3)  # the fixture's logits are too small to move far
+    run = helpers.trained(loud, pairs_file, tmp_path / "run", learning_rate=0.01, num_train_epochs=8)
     found = helpers.losses(run)
-    assert sum(found[-3:]) / 3 < 0.9 * found[0]
+    assert sum(found[-3:]) / 3 < 0.8 * found[0]
 
 
 def test_the_adapter_gives_the_same_logits_in_stock_peft(tiny_dir, pairs_file, tmp_path):

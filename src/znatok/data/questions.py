@@ -30,7 +30,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
         raise DataError("{path}: can't be read ({why})", path=path, why=error.strerror) from error
     except UnicodeDecodeError as error:
         raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
     found = tuple(Question(f"{path.stem}-{number}", line) for number, line in lines if line)
     if not found:
         raise DataError("{path}: no question in it; write one per line", path=path)

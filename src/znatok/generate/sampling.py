@@ -8,6 +8,7 @@ from torch import Tensor
 from znatok.config import SampleOptions
 
 SHORTLIST = 1024  # tokens sorted for top_p before the whole vocabulary has to be
+COLDEST = 1e-4  # logits divided by less may overflow float32
 
 
 def draw(scores_V: Tensor, sample: SampleOptions, said: Sequence[int], generator: torch.Generator) -> int:
@@ -26,7 +27,7 @@ def draw(scores_V: Tensor, sample: SampleOptions, said: Sequence[int], generator
         seen = torch.tensor(sorted(set(said)))
         old = scores_V[seen]
         scores_V[seen] = torch.where(old > 0, old / sample.repetition_penalty, old * sample.repetition_penalty)
-    if sample.temperature == 0:
+    if sample.temperature < COLDEST:
         return int(scores_V.argmax())
     scaled_V = scores_V / sample.temperature
     share, ids = _nucleus(scaled_V, min(sample.top_k or len(scaled_V), len(scaled_V)), sample.top_p)

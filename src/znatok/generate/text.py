@@ -10,6 +10,9 @@ class TextStream:
 
     A Cyrillic letter is two bytes and a token may end between them: such an ending decodes to U+FFFD and is held back
     until the next token completes it. The pieces joined are the decoding of the whole.
+
+    One exception: where bytes are tokens of their own (Gemma), a wrong byte makes those before it wrong too. What was
+    said stays said then, and what follows them is still told.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -21,24 +24,29 @@ class TextStream:
     def add(self, token: int) -> str:
         """Take the next token; return the text that is now certain."""
         self._ids.append(token)
-        text = self._decode()
-        if text.endswith("�") or not text.startswith(self._said):
+        text = self._decode(self._start)
+        if text.endswith("�"):
             return ""
-        piece = text[len(self._said) :]
-        self._said = text
+        piece = self._news(text)
         if len(self._ids) - self._start > 32:  # keep decoding linear: restart from a certain point, with context
-            self._start = len(self._ids) - CONTEXT
-            self._said = self._decode()
+            self._restart(text)
         return piece
 
     def flush(self) -> str:
         """Return what was held back, as it is."""
-        text = self._decode()
-        piece = text[len(self._said) :] if text.startswith(self._said) else ""
-        self._said = text
-        return piece
+        return self._news(self._decode(self._start))
 
-    def _decode(self) -> str:
-        return self._tokenizer.decode(
-            self._ids[self._start :], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+    def _news(self, text: str) -> str:
+        """Return what ``text`` adds to what was said, and take it as said."""
+        said, self._said = self._said, text
+        return text[len(said) :] if text.startswith(said) else text.rpartition("�")[2]
+
+    def _restart(self, text: str) -> None:
+        """Decode from a later token on, unless that one continues a letter."""
+        start = len(self._ids) - CONTEXT
+        tail = self._decode(start)
+        if tail and text.endswith(tail):
+            self._start, self._said = start, tail
+
+    def _decode(self, start: int) -> str:
+        return self._tokenizer.decode(self._ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False)

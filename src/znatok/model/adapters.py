@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from znatok import files
 from znatok.config import LoraOptions
-from znatok.errors import ModelError, UsageError
+from znatok.errors import ModelError, UsageError, _
 from znatok.model.directory import read_json, safetensors_shapes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -169,15 +169,21 @@ def _check_values(path: Path, stated: dict[str, Any]) -> None:
     ranks = [stated.get("r"), *_mapping(stated, "rank_pattern").values()]
     names = [stated.get("target_modules"), stated.get("exclude_modules") or []]
     names += [list(_mapping(stated, "rank_pattern")), list(_mapping(stated, "alpha_pattern"))]
+    alphas = [stated.get("lora_alpha"), *_mapping(stated, "alpha_pattern").values()]
+    start, dropout = stated.get("init_lora_weights", True), stated.get("lora_dropout", 0.0)
     checks = {
-        "r": all(isinstance(rank, int) and 1 <= rank <= MAX_RANK for rank in ranks),
+        "r": all(_is_number(rank, int) and 1 <= rank <= MAX_RANK for rank in ranks),
+        "lora_alpha": all(_is_number(alpha, int, float) and abs(alpha) < 1e6 for alpha in alphas),
+        "lora_dropout": _is_number(dropout, int, float) and 0 <= dropout < 1,
         "target_modules": all(
             isinstance(group, list) and all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in group)
             for group in names
         ),
+        "layers_to_transform": _are_numbers(stated.get("layers_to_transform")),
+        "trainable_token_indices": _are_numbers(stated.get("trainable_token_indices")),
         "bias": stated.get("bias", "none") == "none",
         # other starts take a part out of the base's weights, so the adapter alone is not the whole difference
-        "init_lora_weights": stated.get("init_lora_weights", True) in {True, False, "gaussian"},
+        "init_lora_weights": isinstance(start, bool) or start == "gaussian",
     }
     for key, good in checks.items():
         if not good:
@@ -189,6 +195,14 @@ def _check_values(path: Path, stated: dict[str, Any]) -> None:
             )
 
 
+def _is_number(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _are_numbers(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(_is_number(item, int) for item in value))
+
+
 def _mapping(stated: dict[str, Any], key: str) -> dict[str, Any]:
     value = stated.get(key) or {}
     return value if isinstance(value, dict) else {"": value}  # an empty name fails the check of names
@@ -198,7 +212,7 @@ def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
     path = directory / WEIGHTS
     if not path.is_file():
         pickled = (directory / "adapter_model.bin").is_file()
-        found = "adapter_model.bin, a pickle, which can run code" if pickled else "no weights"
+        found = _("adapter_model.bin, a pickle, which can run code") if pickled else _("no weights")
         raise ModelError("{path}: {found}; expected {name}", path=directory, found=found, name=WEIGHTS)
     safetensors_shapes(path)  # refuses a file cut short or made longer
     tensors: dict[str, torch.Tensor] = load_file(path)
@@ -221,11 +235,12 @@ def _difference(model: PeftModel, tensors: dict[str, torch.Tensor]) -> str:
     wanted = {name: tensor.shape for name, tensor in _adapter_state(model).items()}
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors:
-            return f"{name} is missing"
+            return _("{name} is missing", name=name)
         if name not in wanted:
-            return f"{name} has no place in it"
+            return _("{name} has no place in it", name=name)
         if tensors[name].shape != wanted[name]:
-            return f"{name} has the shape {list(tensors[name].shape)}, expected {list(wanted[name])}"
+            found, expected = list(tensors[name].shape), list(wanted[name])
+            return _("{name} has the shape {found}, expected {expected}", name=name, found=found, expected=expected)
     return ""
 
 

@@ -32,7 +32,7 @@ def chunk_blocks(kind: GGMLQuantizationType) -> int:
     return max(1, CHUNK_VALUES // int(GGML_QUANT_SIZES[kind][0]))
 
 
-CHUNK_VALUES = 1 << 17
+CHUNK_VALUES = 1 << 18
 
 
 def _half(raw_nb: Tensor, at: int) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from znatok.errors import ModelError
+from znatok.errors import ModelError, _
 from znatok.model.gguf_header import Header
 from znatok.model.gguf_names import ARCHITECTURES
 
@@ -45,10 +45,10 @@ def build(header: Header, *, tied: bool) -> PreTrainedConfig:
     heads = header.integer(f"{name}.attention.head_count", high=4096)
     hidden = header.integer(f"{name}.embedding_length", high=1 << 20)
     if hidden % heads:
-        raise header.bad(f"{name}.attention.head_count", heads, f"a divisor of {hidden}")
+        raise header.bad(f"{name}.attention.head_count", heads, _("a divisor of {number}", number=hidden))
     kv_heads = header.integer(f"{name}.attention.head_count_kv", heads, high=heads)
     if heads % kv_heads:
-        raise header.bad(f"{name}.attention.head_count_kv", kv_heads, f"a divisor of {heads}")
+        raise header.bad(f"{name}.attention.head_count_kv", kv_heads, _("a divisor of {number}", number=heads))
     head_dim = _head_dim(header, name, hidden // heads)
     common: dict[str, Any] = {
         "architectures": [MODELS[name].__name__],
@@ -74,7 +74,7 @@ def _head_dim(header: Header, name: str, default: int) -> int:
     values = header.integer(f"{name}.attention.value_length", size, high=1 << 16)
     if size % 2 or rotary != size or values != size or (name == "qwen2" and size != default):
         raise header.bad(
-            f"{name}.attention.key_length", [size, rotary, values], "one even number for key, value, rotary"
+            f"{name}.attention.key_length", [size, rotary, values], _("one even number for key, value and rotary")
         )
     return size
 
@@ -128,7 +128,7 @@ def _rope(header: Header, name: str) -> dict[str, Any]:
     if scaling == "linear":
         factor = header.number(f"{name}.rope.scaling.factor", low=1.0, high=1e6)
         return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
-    raise header.bad(f"{name}.rope.scaling.type", scaling, "none or linear")
+    raise header.bad(f"{name}.rope.scaling.type", scaling, "none, linear")
 
 
 def token_ids(header: Header) -> dict[str, Any]:

@@ -10,7 +10,6 @@ the reference in the tests.
 
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from znatok.errors import ModelError
+from znatok.errors import ModelError, _
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -83,19 +82,19 @@ class Header:
         """Return a string."""
         value = self.metadata.get(key, default)
         if not isinstance(value, str):
-            raise self.bad(key, value, "a string")
+            raise self.bad(key, value, _("a string"))
         return value
 
     def flag(self, key: str, *, default: bool) -> bool:
         """Return a truth value."""
         value = self.metadata.get(key, default)
         if not isinstance(value, bool):
-            raise self.bad(key, value, "true or false")
+            raise self.bad(key, value, _("true or false"))
         return value
 
     def bad(self, key: str, value: object, expected: str) -> ModelError:
         """Return the error for a metadata value that can't be used."""
-        shown = "missing" if value is None else repr(value)[:60]
+        shown = _("missing") if value is None else repr(value)[:60]
         return ModelError(
             "{path}: metadata {key} is {value}, expected {expected}; get the file anew or from another publisher",
             path=self.path,
@@ -133,19 +132,19 @@ class _Reader:
         tensor_count, key_count = self.preamble()
         metadata: dict[str, Any] = {}
         for _index in range(key_count):
-            key = self.string(MAX_NAME, "a key")
+            key = self.string(MAX_NAME, _("a key"))
             if key in metadata:
-                raise self.damaged("the key {what} stands there twice", what=key)
+                raise self.damaged(_("the key {what} stands there twice", what=key))
             metadata[key] = self.value(key)
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-            raise self.damaged("alignment {what} is no power of two", what=alignment)
+            raise self.damaged(_("alignment {what} is no power of two", what=alignment))
         raw = [self.description() for _index in range(tensor_count)]
         start = -(-self.at // alignment) * alignment
         tensors: dict[str, Tensor] = {}
         for name, kind, shape, offset in raw:
             if name in tensors:
-                raise self.damaged("the tensor {what} stands there twice", what=name)
+                raise self.damaged(_("the tensor {what} stands there twice", what=name))
             tensors[name] = self.place(name, kind, shape, offset, start=start, alignment=alignment)
         self.refuse_overlap(tensors)
         return Header(self.path, metadata, tensors)
@@ -155,7 +154,7 @@ class _Reader:
             raise ModelError(
                 "{path}: not a GGUF file ({found}); expected a file that begins with the letters GGUF",
                 path=self.path,
-                found=f"{self.size} bytes" if self.size < 24 else repr(magic)[1:],
+                found=_("{size} bytes", size=self.size) if self.size < 24 else repr(magic)[1:],
             )
         version = self.u32()
         if version not in VERSIONS:
@@ -167,9 +166,9 @@ class _Reader:
             )
         tensor_count, key_count = self.u64(), self.u64()
         if tensor_count > MAX_TENSORS or tensor_count * 32 > self.left:  # the shortest description has 32 bytes
-            raise self.damaged("{what} tensors can't be in it", what=tensor_count)
+            raise self.damaged(_("{what} tensors can't be in it", what=tensor_count))
         if key_count > MAX_KEYS or key_count * 13 > self.left:
-            raise self.damaged("{what} keys can't be in it", what=key_count)
+            raise self.damaged(_("{what} keys can't be in it", what=key_count))
         return tensor_count, key_count
 
     @property
@@ -179,7 +178,7 @@ class _Reader:
     def take(self, count: int) -> bytes:
         data = self.file.read(count) if count <= self.left else b""
         if len(data) != count:
-            raise self.damaged("it ends inside its header, at byte {what}", what=self.size)
+            raise self.damaged(_("it ends inside its header, at byte {what}", what=self.size))
         self.at += count
         return data
 
@@ -192,11 +191,11 @@ class _Reader:
     def string(self, limit: int, what: str) -> str:
         length = self.u64()
         if length > limit:
-            raise self.damaged("{what} claims to be {length} bytes long", what=what, length=length)
+            raise self.damaged(_("{what} claims to be {length} bytes long", what=what, length=length))
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise self.damaged("{what} is not UTF-8", what=what) from None
+            raise self.damaged(_("{what} is not UTF-8", what=what)) from None
 
     def value(self, key: str) -> Any:
         kind = self.u32()
@@ -209,30 +208,30 @@ class _Reader:
     def boolean(self, key: str) -> bool:
         byte = self.take(1)[0]
         if byte > 1:
-            raise self.damaged("{what} is neither true nor false", what=key)
+            raise self.damaged(_("{what} is neither true nor false", what=key))
         return bool(byte)
 
     def array(self, key: str) -> Any:
         kind, count = self.u32(), self.u64()
         if count > MAX_ITEMS:
-            raise self.damaged("{what} claims to have {count} entries", what=key, count=count)
+            raise self.damaged(_("{what} claims to have {count} entries", what=key, count=count))
         if kind == _STRING:
             if count * 8 > self.left:
-                raise self.damaged("{what} claims to have {count} entries", what=key, count=count)
+                raise self.damaged(_("{what} claims to have {count} entries", what=key, count=count))
             return [self.string(MAX_TEXT, key) for _index in range(count)]
         return self.scalars(key, kind, count)
 
     def scalars(self, key: str, kind: int, count: int) -> "np.ndarray[Any, Any]":
         if kind not in _SCALARS:  # an array of arrays is refused here as well: no format needs it
-            raise self.damaged("{what} has the unknown type {kind}", what=key, kind=kind)
+            raise self.damaged(_("{what} has the unknown type {kind}", what=key, kind=kind))
         dtype = np.dtype(_SCALARS[kind])
         return np.frombuffer(self.take(dtype.itemsize * count), dtype)
 
     def description(self) -> tuple[str, int, tuple[int, ...], int]:
-        name = self.string(MAX_NAME, "a tensor's name")
+        name = self.string(MAX_NAME, _("a tensor's name"))
         dimensions = self.u32()
         if not 1 <= dimensions <= 4:
-            raise self.damaged("the tensor {what} has {count} dimensions", what=name, count=dimensions)
+            raise self.damaged(_("the tensor {what} has {count} dimensions", what=name, count=dimensions))
         shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
         return name, self.u32(), tuple(reversed(shape)), self.u64()
 
@@ -249,14 +248,16 @@ class _Reader:
         quant = GGMLQuantizationType(kind)
         elements = math.prod(shape)
         if not elements or shape[-1] % GGML_QUANT_SIZES[quant][0]:
-            raise self.damaged("the tensor {what} can't have the shape {shape}", what=name, shape=list(shape))
+            raise self.damaged(_("the tensor {what} can't have the shape {shape}", what=name, shape=list(shape)))
         nbytes = packed_bytes(quant, elements)
         if offset % alignment or start + offset + nbytes > self.size:
             raise self.damaged(
-                "the tensor {what} reaches to byte {end} of {size}",
-                what=name,
-                end=start + offset + nbytes,
-                size=self.size,
+                _(
+                    "the tensor {what} reaches to byte {end} of {size}",
+                    what=name,
+                    end=start + offset + nbytes,
+                    size=self.size,
+                )
             )
         return Tensor(name, quant, shape, start + offset, nbytes)
 
@@ -264,12 +265,8 @@ class _Reader:
         end = 0
         for tensor in sorted(tensors.values(), key=lambda tensor: tensor.start):
             if tensor.start < end:
-                raise self.damaged("the tensor {what} lies on top of another", what=tensor.name)
+                raise self.damaged(_("the tensor {what} lies on top of another", what=tensor.name))
             end = tensor.start + tensor.nbytes
 
-    @property
-    def damaged(self) -> Callable[..., ModelError]:
-        def error(cause: str, **fields: object) -> ModelError:
-            return ModelError("{path}: damaged: " + cause + "; get the file anew", path=self.path, **fields)
-
-        return error
+    def damaged(self, cause: str) -> ModelError:
+        return ModelError("{path}: damaged: {cause}; get the file anew", path=self.path, cause=cause)

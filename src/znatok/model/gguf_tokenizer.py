@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from znatok.errors import _
 from znatok.model.gguf_header import Header
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # llama.cpp's token types znatok tells apart
@@ -32,7 +33,6 @@ def _splitters() -> dict[str, list[Any]]:
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     return {
         "gpt-2": [gpt2],
-        "default": [gpt2],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), gpt2],
         "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"), byte_level],
     }
@@ -41,13 +41,13 @@ def _splitters() -> dict[str, list[Any]]:
 def build_tokenizer(header: Header) -> PreTrainedTokenizerBase:
     """Return the tokenizer a GGUF file describes, its chat template included."""
     tokens, kinds = _vocabulary(header)
-    kind, pre = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre", "default")
+    kind = header.text("tokenizer.ggml.model")
     if kind == "gpt2":
-        tokenizer = _byte_level(header, tokens, kinds, pre)
+        tokenizer = _byte_level(header, tokens, kinds)
     elif kind == "llama":
         tokenizer = _sentencepiece(header, tokens)
     else:
-        raise header.bad("tokenizer.ggml.model", kind, "gpt2 or llama")
+        raise header.bad("tokenizer.ggml.model", kind, "gpt2, llama")
     _add_special(tokenizer, tokens, kinds)
     if "tokenizer.chat_template" in header.metadata:
         tokenizer.chat_template = header.text("tokenizer.chat_template")
@@ -58,17 +58,17 @@ def build_tokenizer(header: Header) -> PreTrainedTokenizerBase:
 def _vocabulary(header: Header) -> tuple[list[str], list[int]]:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise header.bad("tokenizer.ggml.tokens", tokens and type(tokens).__name__, "a list of strings")
+        raise header.bad("tokenizer.ggml.tokens", tokens and type(tokens).__name__, _("a list of strings"))
     embedding = header.tensors.get("token_embd.weight")
     if embedding is not None and len(tokens) > embedding.shape[0]:
-        raise header.bad("tokenizer.ggml.tokens", len(tokens), f"at most {embedding.shape[0]} tokens")
+        raise header.bad("tokenizer.ggml.tokens", len(tokens), _("at most {n} tokens", n=embedding.shape[0]))
     if len(set(tokens)) != len(tokens):
-        raise header.bad("tokenizer.ggml.tokens", "a list with repetitions", "distinct tokens")
+        raise header.bad("tokenizer.ggml.tokens", _("a list with repetitions"), _("distinct tokens"))
     kinds = header.metadata.get("tokenizer.ggml.token_type")
     if kinds is None:
         return tokens, [1] * len(tokens)
     if not hasattr(kinds, "tolist") or kinds.dtype.kind not in "iu" or len(kinds) != len(tokens):
-        raise header.bad("tokenizer.ggml.token_type", "another list", f"{len(tokens)} whole numbers")
+        raise header.bad("tokenizer.ggml.token_type", _("another list"), _("{n} whole numbers", n=len(tokens)))
     return tokens, kinds.tolist()
 
 
@@ -83,7 +83,8 @@ def _named(header: Header, tokens: list[str]) -> dict[str, Any]:
     return named
 
 
-def _byte_level(header: Header, tokens: list[str], kinds: list[int], pre: str) -> PreTrainedTokenizerBase:
+def _byte_level(header: Header, tokens: list[str], kinds: list[int]) -> PreTrainedTokenizerBase:
+    pre = header.text("tokenizer.ggml.pre")  # files from before 2024 lack it: their split can only be guessed
     # a vocabulary is padded up to the embedding with [PAD151665] and so on: rows no text or answer means
     vocab = {t: i for i, t in enumerate(tokens) if not (kinds[i] == UNUSED and t == f"[PAD{i}]")}
     merges = _merges(header, vocab)
@@ -94,7 +95,7 @@ def _byte_level(header: Header, tokens: list[str], kinds: list[int], pre: str) -
         return Qwen2Tokenizer(vocab=vocab, merges=merges, **named)
     splitters = _splitters()
     if pre not in splitters:
-        raise header.bad("tokenizer.ggml.pre", pre, "one of " + ", ".join(["qwen2", *splitters]))
+        raise header.bad("tokenizer.ggml.pre", pre, ", ".join(["qwen2", *splitters]))
     core = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False))
     core.pre_tokenizer = pre_tokenizers.Sequence(splitters[pre])
     core.decoder = decoders.ByteLevel()
@@ -106,12 +107,12 @@ def _byte_level(header: Header, tokens: list[str], kinds: list[int], pre: str) -
 def _merges(header: Header, vocab: dict[str, int]) -> list[tuple[str, str]]:
     lines = header.metadata.get("tokenizer.ggml.merges")
     if not isinstance(lines, list):
-        raise header.bad("tokenizer.ggml.merges", None, "a list of strings")
+        raise header.bad("tokenizer.ggml.merges", None, _("a list of strings"))
     merges = []
     for line in lines:
-        left, _space, right = line.partition(" ")
+        left, _between, right = line.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
-            raise header.bad("tokenizer.ggml.merges", line, "two tokens of the vocabulary that make a third one")
+            raise header.bad("tokenizer.ggml.merges", line, _("two tokens of the vocabulary that make a third one"))
         merges.append((left, right))
     return merges
 
@@ -128,14 +129,14 @@ def _sentencepiece(header: Header, tokens: list[str]) -> PreTrainedTokenizerBase
     else:
         scores = header.metadata.get("tokenizer.ggml.scores")
         if scores is None or not hasattr(scores, "tolist") or len(scores) != len(tokens):
-            raise header.bad("tokenizer.ggml.scores", "another list", f"{len(tokens)} numbers")
+            raise header.bad("tokenizer.ggml.scores", _("another list"), _("{n} numbers", n=len(tokens)))
         kind, rank = LlamaTokenizer, [-score for score in scores.tolist()]
         more = {"add_prefix_space": header.flag("tokenizer.ggml.add_space_prefix", default=True)}
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise header.bad("tokenizer.ggml.tokens", "a list with repetitions", "distinct tokens")
+        raise header.bad("tokenizer.ggml.tokens", _("a list with repetitions"), _("distinct tokens"))
     if named["unk_token"] is None:
-        raise header.bad("tokenizer.ggml.unknown_token_id", None, "a token's number")
+        raise header.bad("tokenizer.ggml.unknown_token_id", None, _("a token's number"))
     merges = _implied_merges(tokens, rank, vocab)
     return kind(vocab=vocab, merges=merges, add_bos_token=adds_bos, **named, **more)
 
@@ -159,5 +160,5 @@ def _add_special(tokenizer: PreTrainedTokenizerBase, tokens: list[str], kinds: l
         key=lambda pair: pair[1] == CONTROL,
     )
     for special, pairs in groups:
-        added = [AddedToken(token, normalized=False, special=special) for token, _kind in pairs if token in known]
+        added = [AddedToken(token, normalized=False, special=special) for token, _type in pairs if token in known]
         tokenizer.add_tokens(added, special_tokens=special)

@@ -240,12 +240,14 @@ def choose_format(tokenizer: Tokenizer, embedding_VD: torch.Tensor, name: str = 
 def untrained_twins(embedding_VD: torch.Tensor, token: int, threshold: float = 0.999) -> int:
     """Count the other rows of the embedding that point where this token's row points."""
     row_D = embedding_VD[token].float()
-    norm = row_D.norm()
-    if norm == 0:
+    if not row_D.any():
         return embedding_VD.shape[0] - 1
+    row_D = row_D / row_D.abs().max()  # untrained rows may be so small that their squares vanish
+    row_D /= row_D.norm()
     twins = 0
     for block_BD in embedding_VD.split(16_384):  # a float32 copy of the whole table would cost a gigabyte
         rows_BD = block_BD.float()
-        cosine_B = rows_BD @ row_D / (rows_BD.norm(dim=1) * norm).clamp_min(1e-12)
+        rows_BD = rows_BD / rows_BD.norm(p=torch.inf, dim=1, keepdim=True).clamp_min(1e-38)
+        cosine_B = rows_BD @ row_D / rows_BD.norm(dim=1).clamp_min(1e-12)
         twins += int((cosine_B > threshold).sum())
     return twins - 1

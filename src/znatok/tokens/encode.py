@@ -104,4 +104,7 @@ def _shorten(pair: Pair, chat: ChatFormat, room: int, rule: EncodeRule) -> list[
             ids = chat.answer_ids(text[:end])
             if len(ids) <= room and len(ids) > 1:
                 return ids
-    return [*chat.text_ids(text)[: room - 1], chat.end_id]
+    cut = chat.text_ids(text)[: room - 1]
+    while len(cut) > 1 and chat.tokenizer.decode(cut).endswith("�"):  # never train half a letter
+        cut.pop()
+    return [*cut, chat.end_id]

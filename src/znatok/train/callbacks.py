@@ -146,6 +146,12 @@ class Best(TrainerCallback):
         """Return where the best adapter stands."""
         return self._folder
 
+    @property
+    def exhausted(self) -> bool:
+        """Tell whether the validation loss has not fallen for as long as patience lasts."""
+        best = self.read()
+        return best is not None and bool(self._patience) and best["worse_since"] >= self._patience
+
     def read(self) -> dict[str, Any] | None:
         """Return step and val_loss of the best adapter, or None before the first validation."""
         path = self._folder / "best.json"
@@ -159,9 +165,8 @@ class Best(TrainerCallback):
             self._write_adapter(self._folder)
             write_json(self._folder / "best.json", {"step": state.global_step, "val_loss": loss, "worse_since": 0})
             return
-        worse = best["worse_since"] + 1
-        write_json(self._folder / "best.json", {**best, "worse_since": worse})
-        if self._patience and worse >= self._patience:
+        write_json(self._folder / "best.json", {**best, "worse_since": best["worse_since"] + 1})
+        if self.exhausted:
             control.should_training_stop = True
 
 

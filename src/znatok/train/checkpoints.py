@@ -5,7 +5,6 @@ a crash leaves behind is a staging folder, which the next save clears; what a da
 whose hashes don't match, which resuming passes over with a warning.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -49,11 +48,16 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"{PREFIX}*/{SEAL}"))
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step a sealed checkpoint was saved after."""
+    return int(read_json(checkpoint / SEAL)["step"])
+
+
 def damage(checkpoint: Path) -> str:
     """Return what is wrong with a checkpoint, or an empty string."""
     try:
         expected = read_json(checkpoint / SEAL)["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:  # unreadable, not UTF-8, not JSON, no hashes
         return f"{SEAL}: {error}"
     for name, digest in expected.items():
         file = checkpoint / name

@@ -103,16 +103,17 @@ def count(train: Sequence[Example], validation: Sequence[Example], options: Trai
 
 
 def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], model: Any, batch_size: int) -> Plan:
-    """Add seconds and peak memory to a plan by computing a few examples; weights and generators stay untouched."""
+    """Add seconds and peak memory to a plan by computing a few examples; weights, mode and generators stay untouched."""
     few = _few(train)
     where = head_weight(model).device
     batch = {k: v.to(where) for k, v in Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))]).items()}
-    before = psutil.Process().memory_info().rss
+    before, was_training = psutil.Process().memory_info().rss, model.training
     with torch.random.fork_rng(devices=[]):
         forward_seconds, step_seconds, grown = 0.0, 0.0, 0
         for _round in range(2):  # the first warms caches up
             forward_seconds, step_seconds, grown = _step(model, batch, before)
     model.zero_grad(set_to_none=True)
+    model.train(was_training)
     gc.collect()
     computed = batch["input_ids"].numel()
     largest = max(sum(sorted((len(e.ids) for e in train), reverse=True)[:batch_size]), computed)

@@ -71,15 +71,17 @@ def run_in(run: Run, config: TrainConfig, ready: Prepared) -> RunResult:
     """Train in a run directory that this process holds."""
     with recorded(run):
         started = time.perf_counter()
-        trainer, signals, display = build_trainer(config, ready, run)
+        trainer, signals, display, best = build_trainer(config, ready, run)
         resume_from = prepare_resume(run) if config.train.resume else None
         if resume_from is None:
             write_manifest(run, config, ready)
+        elif best.exhausted:  # it had stopped early, and only the end of its work was cut off
+            trainer.args.max_steps = checkpoints.step_of(resume_from)
         with signals, closing(display):
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        if signals.caught is not None and trainer.state.global_step < trainer.state.max_steps:
+        if signals.caught is not None and trainer.state.global_step < trainer.state.max_steps and not best.exhausted:
             raise signals.error(run.path, trainer.state.global_step)
-        figures = finish(run, config, ready, trainer)
+        figures = finish(run, config, ready, trainer, best)
         figures["wall_seconds"] = round(time.perf_counter() - started, 1)
         write_manifest(run, config, ready, figures)
     return RunResult(run, ready.plan, figures)
@@ -117,11 +119,12 @@ def open_run(config: TrainConfig) -> Run:
 
 
 class Wired(NamedTuple):
-    """A Trainer, and the two of its callbacks that must be undone whatever happens."""
+    """A Trainer, and those of its callbacks that matter after it has ended."""
 
     trainer: AnswerTrainer
     signals: Signals
     display: Display
+    best: Best
 
 
 @contextmanager
@@ -142,17 +145,18 @@ def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> Wired:
     transformers.set_seed(config.train.seed)  # dropout draws from the global generator
     signals, display = Signals(), Display(run.metrics)
     write_adapter = adapter_writer(ready)
+    best = Best(run.checkpoints, config.train.early_stopping, write_adapter)
     callbacks = [
         signals,  # before SaveAfterValidation, which holds its checkpoint back at the end of an epoch
         SaveAfterValidation(),
         Metrics(run.metrics),
         display,
-        Best(run.checkpoints, config.train.early_stopping, write_adapter),
+        best,
     ]
     trainer = AnswerTrainer(ready.model, config.train, ready.train, ready.validation, run.checkpoints, callbacks)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.write_adapter = write_adapter
-    return Wired(trainer, signals, display)
+    return Wired(trainer, signals, display, best)
 
 
 def adapter_writer(ready: Prepared) -> Callable[[Path], None]:
@@ -194,7 +198,7 @@ def prepare_resume(run: Run) -> Path | None:
     return checkpoint
 
 
-def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTrainer) -> dict[str, Any]:
+def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTrainer, best: Best) -> dict[str, Any]:
     """Check that training did something, put the best adapter in place, and return the run's figures."""
     change = delta_norm(ready.model)
     if not change > 0:
@@ -202,7 +206,6 @@ def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTraine
             "the adapter is still zero after {steps} steps: nothing was learned; raise --learning_rate",
             steps=trainer.state.global_step,
         )
-    best = Best(run.checkpoints, 0, lambda _: None)
     chosen = best.read()
     if chosen is not None and chosen["step"] != trainer.state.global_step:
         load_weights(ready.model, best.folder)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from znatok.config import TrainOptions
-from znatok.errors import SystemFault, TrainingError
+from znatok.errors import SystemFault, TrainingError, _
 from znatok.fast.loss import answer_loss
 from znatok.model.score import answer_losses, head_weight, hidden_states
 from znatok.tokens.collate import Collator, ExampleSet
@@ -43,7 +43,7 @@ class AnswerTrainer(Trainer):
         self.options = options
         self.folder = folder
         self.validation = list(validation)
-        self.write_adapter: Callable[[Path], None] = lambda _: None
+        self.write_adapter: Callable[[Path], None] = lambda _folder: None
         self._stage = folder
         super().__init__(
             model=model,
@@ -71,27 +71,25 @@ class AnswerTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Take one forward and backward pass; a loss that is not a number ends the run."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                "step {step}: the loss is {value}; try a --learning_rate below {rate}",
-                step=self.state.global_step + 1,
-                value=float(loss),
-                rate=self.options.learning_rate,
-            )
+        self._stop_unless_finite(_("the loss"), float(loss))
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
-            raise TrainingError(
-                "step {step}: the gradient is {value}; try a --learning_rate below {rate}",
-                step=self.state.global_step + 1,
-                value=float(norm),
-                rate=self.options.learning_rate,
-            )
+        self._stop_unless_finite(_("the norm of the gradient"), float(norm))
         return norm
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+    def _stop_unless_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                "step {step}: {what} is {value}; try a --learning_rate below {rate}",
+                step=self.state.global_step + 1,
+                what=what,
+                value=value,
+                rate=self.options.learning_rate,
+            )
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Return the validation loss per answer token, in nats."""
         losses = answer_losses(self.model, self.validation)
         metrics = {"eval_loss": sum(total for total, _ in losses) / sum(count for _, count in losses)}

@@ -1,0 +1,159 @@
+"""A run that can't have worked ends as an error, says so in ``status.json``, and keeps its last good checkpoint."""
+
+import json
+
+import pytest
+import torch
+
+import helpers
+import tiny
+from znatok.errors import DataError, ModelError, SystemFault, TrainingError, UsageError
+from znatok.files import read_json
+from znatok.model import score
+from znatok.train import checkpoints, trainer
+
+NAN = torch.tensor(float("nan"))
+
+
+def spoil_after(monkeypatch, calls, value, module=trainer):
+    """Make the hidden states of the training loop ``value`` after so many good batches."""
+    real, seen = module.hidden_states, [0]
+
+    def spoiled(model, ids_BT, mask_BT):
+        hidden_BTD = real(model, ids_BT, mask_BT)
+        seen[0] += 1
+        return hidden_BTD if seen[0] <= calls else hidden_BTD * value
+
+    monkeypatch.setattr(module, "hidden_states", spoiled)
+
+
+def no_constant(name):
+    raise AssertionError(f"{name} in a JSON file")
+
+
+def assert_failed(run, *, steps):
+    state = read_json(run / "status.json")
+    assert state["state"] == "failed"
+    assert state["error"]
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    parsed = [json.loads(line, parse_constant=no_constant) for line in text.splitlines()]
+    assert [row["step"] for row in parsed if "loss" in row] == list(range(1, steps + 1))
+    assert not (run / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", [NAN, torch.tensor(float("inf"))], ids=["nan", "inf"])
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
+    tiny_dir, pairs_file, tmp_path, monkeypatch, value
+):
+    spoil_after(monkeypatch, 5, value)
+    with pytest.raises(TrainingError, match=r"step 6: the loss is nan; try a --learning_rate below 0\.005"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    assert_failed(tmp_path / "run", steps=5)
+    kept = checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail)
+    assert kept.name == "step-000004"
+
+
+def test_a_failed_run_goes_on_from_its_last_good_checkpoint(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    spoil_after(monkeypatch, 5, NAN)
+    with pytest.raises(TrainingError):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    monkeypatch.undo()
+    helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, resume=True)
+    straight = helpers.trained(tiny_dir, pairs_file, tmp_path / "straight", save_steps=2)
+    assert helpers.adapter_bytes(tmp_path / "run") == helpers.adapter_bytes(straight)
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_reaches_the_weights(
+    tiny_dir, pairs_file, tmp_path, monkeypatch
+):
+    real, seen = trainer.answer_loss, [0]
+
+    def poisoned(hidden_BTD, weight_VD, labels_BT):
+        total, count = real(hidden_BTD, weight_VD, labels_BT)
+        seen[0] += 1
+        if seen[0] == 3:
+            hidden_BTD.register_hook(lambda gradient: gradient * NAN)
+        return total, count
+
+    monkeypatch.setattr(trainer, "answer_loss", poisoned)
+    with pytest.raises(TrainingError, match=r"step 3: .*gradient is nan"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    assert_failed(tmp_path / "run", steps=2)
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    spoil_after(monkeypatch, 1, NAN, module=score)
+    with pytest.raises(TrainingError, match="step 6: the validation loss is nan"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
+    assert_failed(tmp_path / "run", steps=6)
+
+
+def test_a_run_that_learned_nothing_is_an_error(tiny_dir, pairs_file, tmp_path):
+    """The first step of a warm-up has the learning rate 0: one step is none."""
+    with pytest.raises(TrainingError, match="still zero after 1 steps"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", max_steps=1)
+    assert_failed(tmp_path / "run", steps=1)
+
+
+def test_weights_that_never_move_are_an_error(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
+    with pytest.raises(TrainingError, match="nothing was learned"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
+    assert helpers.status(tmp_path / "run") == "failed"
+
+
+def test_the_smallest_learning_rate_still_learns_something(tiny_dir, pairs_file, tmp_path):
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", learning_rate=1e-9)
+    assert 0 < read_json(run.manifest)["result"]["adapter_delta_norm"] < 1e-3
+
+
+def test_training_without_lora_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UsageError, match="--use_lora false"):
+        helpers.trained("no/such-model", tmp_path / "none.jsonl", tmp_path / "run", lora={"use_lora": False})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_the_projections_is_refused(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("znatok.model.adapters.TARGETS", ("c_attn",))
+    with pytest.raises(ModelError, match=r"no layer to train: expected modules called c_attn, the model has .*q_proj"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_directory_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="not empty"):
+        helpers.trained("no/such-model", tmp_path / "none.jsonl", tmp_path / "run")
+
+
+def test_forcing_replaces_the_run_and_spares_what_is_not_its_own(tiny_dir, pairs_file, tmp_path):
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", max_steps=4)
+    (run.path / "thesis.txt").write_text("mine", encoding="utf-8")
+    (run.path / "report.html").write_text("of the old run", encoding="utf-8")
+    helpers.trained(tiny_dir, pairs_file, run.path, max_steps=2, force=True)
+    assert (run.path / "thesis.txt").read_text(encoding="utf-8") == "mine"
+    assert not (run.path / "report.html").exists()
+    assert [p.name for p in checkpoints.complete(run.checkpoints)] == ["step-000002"]
+    assert len(helpers.losses(run)) == 2
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    real = checkpoints.seal
+
+    def full(staged, folder, step):
+        if step > 2:
+            raise OSError(28, "No space left on device")
+        return real(staged, folder, step)
+
+    monkeypatch.setattr(checkpoints, "seal", full)
+    with pytest.raises(SystemFault, match=r"step 4 can't be written: .*No space left on device; free space"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    assert helpers.status(tmp_path / "run") == "failed"
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail).name == "step-000002"
+
+
+def test_a_question_that_leaves_no_room_for_an_answer_is_refused(tiny_dir, tmp_path):
+    data = tiny.write_pairs(tmp_path / "long.jsonl", [("Что? " * 200, "Да."), *tiny.PAIRS])
+    with pytest.raises(DataError, match="line 1: the question takes"):
+        helpers.trained(tiny_dir, data, tmp_path / "run", data_options={"max_length": 64})

@@ -1,0 +1,241 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import helpers
+import tiny
+from znatok import __version__, cli, scripts
+from znatok.errors import (
+    DataError,
+    GateError,
+    Interrupted,
+    ModelError,
+    SystemFault,
+    TrainingError,
+    UsageError,
+    ZnatokError,
+)
+
+HEAVY = ("torch", "transformers", "peft", "numpy", "matplotlib", "huggingface_hub")
+
+LIGHT = f"""
+import sys
+from znatok.cli import VERBS, main
+from znatok.scripts import chat_main, train_main
+calls = [(main, ["--help"]), (main, ["--version"]), (train_main, ["--help"]), (chat_main, ["--help"])]
+calls += [(main, [verb, "--help"]) for verb in VERBS]
+calls += [(main, ["data", "check", "--help"]), (main, ["model", "list", "--help"]), (main, ["no-such-verb"])]
+for call, words in calls:
+    try:
+        call(words)
+    except SystemExit as ended:
+        assert ended.code in (0, None), (words, ended.code)
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    assert not heavy, (words, heavy)
+"""
+
+
+def test_help_of_every_verb_starts_without_the_heavy_libraries():
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, env=helpers.environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for verb in cli.VERBS:
+        assert f"usage: znatok {verb}" in done.stdout
+    assert "usage: train_model.py" in done.stdout
+    assert "usage: chatting.py" in done.stdout
+
+
+def test_checking_data_needs_no_torch(tmp_path):
+    data = tiny.write_pairs(tmp_path / "pairs.jsonl")
+    call = f"main(['data', 'check', {str(data)!r}])"
+    code = f"import sys; from znatok.cli import main; {call}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=helpers.environment(), check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_list_of_verbs_is_the_first_thing_said(capsys):
+    for words in ([], ["--help"], ["-h"], ["help"]):
+        assert cli.main(words) == 0
+        text = capsys.readouterr().out
+        assert all(f"  znatok {verb}" in text for verb in cli.VERBS)
+
+
+def test_the_version_is_said(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"znatok {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "trian: no such command, did you mean train? (see znatok --help)"),
+        (["frobnicate"], "frobnicate: no such command (see znatok --help)"),
+        (["train", "--lora_rr", "4"], "did you mean --lora_r? (see znatok train --help)"),
+        (["train", "--lora_r", "eight"], "--lora_r"),
+        (["train", "--lora_r", "0"], "--lora_r 0: expected a number in [1, 1024]"),
+        (["train", "--lora_dropout", "1.5"], "--lora_dropout 1.5: expected a number in [0, 0.9]"),
+        (["train", "--learning_rate", "nan"], "--learning_rate nan: expected a number in"),
+        (["train", "--use_lora", "maybe"], "neither true nor false"),
+        (["train", "--dtype", "float16"], "float16"),
+        (["train", "--resume"], "--resume needs --output_dir"),
+        (["train", "--use_lora=false"], "--use_lora false"),
+        (["data"], "verb"),
+        (["chat", "--test_seed", "-1"], "--test_seed -1: expected a whole number"),
+    ],
+)
+def test_wrong_words_end_with_code_2_and_a_hint(words, said, capsys):
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_resuming_and_forcing_contradict_each_other(tiny_dir, pairs_file, tmp_path, capsys):
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", max_steps=2)
+    assert cli.main(["train", "--resume", "--force", "--output_dir", str(run.path)]) == 2
+    assert "contradict each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["data", "check", "missing.jsonl"], 3, "missing.jsonl"),
+        (["train", "--data_path", "missing.jsonl", "--model_name", "x/y"], 3, "missing.jsonl"),
+        (["train", "--resume", "--output_dir", "nowhere"], 4, "nowhere: no such run directory"),
+        (["chat", "--model_dir", "nowhere"], 4, "nowhere: no such run directory"),
+        (["compare"], 4, "no run yet"),
+        (["publish", "nowhere"], 4, "nowhere"),
+        (["ask"], 2, "no question"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_code_of_its_kind(words, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", None)
+    assert cli.main(words) == code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ZnatokError("x"), 1),
+        (TrainingError("x"), 1),
+        (UsageError("x"), 2),
+        (DataError("x"), 3),
+        (ModelError("x"), 4),
+        (SystemFault("x"), 5),
+        (GateError("x"), 6),
+        (Interrupted("x"), 130),
+        (Interrupted("x", exit_code=143), 143),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_code(error, code, capsys):
+    def fail():
+        raise error
+
+    assert scripts.run_command(fail) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        scripts.run_command(lambda: 1 // 0)
+
+
+# --json
+
+
+def document(words, capsys, code=0):
+    """Run a verb; return the one JSON document on its stdout."""
+    assert cli.main(words) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_data_check_prints_one_json_document(pairs_file, tmp_path, capsys):
+    assert document(["data", "check", str(pairs_file), "--json"], capsys)["pairs"] == 10
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    assert document(["data", "check", str(bad), "--json"], capsys, code=3)["problems"]
+
+
+def test_model_list_prints_one_json_document(capsys):
+    assert "qwen2.5-coder-1.5b-instruct" in {row["name"] for row in document(["model", "list", "--json"], capsys)}
+
+
+def test_doctor_prints_one_json_document(capsys):
+    found = document(["doctor", "--json"], capsys)
+    assert found["znatok"] == __version__
+    assert found["packages"]["torch"]
+
+
+def test_plan_prints_one_json_document_and_writes_nothing(tiny_dir, pairs_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "--model_name", str(tiny_dir), "--data_path", str(pairs_file), "--threads", "1", "--json"]
+    before = sorted(tmp_path.rglob("*"))
+    found = document(words, capsys)
+    assert found["steps"] == 9
+    assert found["seconds"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dir, pairs_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    words = ["train", "--model_name", str(tiny_dir), "--data_path", str(pairs_file), "--threads", "1", "--dry-run"]
+    assert cli.main(words) == 0
+    assert "steps: 9 in 3 epochs" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_example_is_shown_with_its_trained_tokens(tiny_dir, pairs_file, capsys):
+    words = ["data", "show", str(pairs_file), "--row", "2", "--model_name", str(tiny_dir)]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr()
+    assert "<|im_start|>user\nЧто такое ABS?<|im_end|>" in shown.out
+    assert "format chatml" in shown.err
+    assert cli.main([*words[:4], "11", *words[5:]]) == 2
+    assert "--row 11" in capsys.readouterr().err
+
+
+# The newest run
+
+
+def test_chat_and_ask_take_the_newest_run_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.with_latest(["Вопрос?"]) == ["Вопрос?"]
+    (tmp_path / "runs" / "latest").mkdir(parents=True)
+    assert cli.with_latest(["Вопрос?"]) == ["Вопрос?", "--model_dir", "runs/latest"]
+    for stated in (["--model_dir", "x"], ["--model-dir=x"], ["--model_name", "x"], ["--help"], ["-h"]):
+        assert cli.with_latest(stated) == stated
+
+
+# Going on with a run
+
+
+def test_resuming_takes_what_is_not_stated_from_the_run(tmp_path):
+    made = helpers.settings("model", "pairs.jsonl", tmp_path, lora={"lora_r": 4}, seed=7, threads=3)
+    (tmp_path / "run.toml").write_text(made.to_toml(), encoding="utf-8")
+
+    def resumed(*words):
+        given = ["--resume", "--output_dir", str(tmp_path), *words]
+        return scripts.train_config(scripts.train_parser("znatok train").parse_args(given), given)
+
+    plain = resumed()
+    assert (plain.model, plain.data, plain.lora) == (made.model, made.data, made.lora)
+    assert (plain.train.seed, plain.train.threads, plain.train.learning_rate) == (7, 3, 5e-3)
+    assert (plain.train.resume, plain.train.output_dir) == (True, str(tmp_path))
+    stated = resumed("--seed=8", "--lora-r", "16", "--threads", "1")
+    assert (stated.train.seed, stated.lora.lora_r, stated.train.threads) == (8, 16, 1)
+    assert stated.train.learning_rate == 5e-3
+
+
+def test_resuming_where_no_run_was_started_is_refused(tmp_path, capsys):
+    assert cli.main(["train", "--resume", "--output_dir", str(tmp_path)]) == 2
+    assert "no run.toml" in capsys.readouterr().err

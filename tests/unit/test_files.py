@@ -1,0 +1,113 @@
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from znatok import files
+
+
+def test_cache_home_is_znatoks_then_the_desktops_then_the_users(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.setenv("ZNATOK_HOME", "/z")
+    assert files.cache_home() == Path("/z")
+    monkeypatch.delenv("ZNATOK_HOME")
+    assert files.cache_home() == Path("/x/znatok")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert files.cache_home() == Path.home() / ".cache" / "znatok"
+
+
+@pytest.mark.parametrize("size", [0, 1, files.BLOCK, files.BLOCK + 1])
+def test_sha256_reads_files_of_any_size(tmp_path, size):
+    path = tmp_path / "f"
+    path.write_bytes(b"z" * size)
+    assert files.sha256(path) == hashlib.sha256(b"z" * size).hexdigest()
+
+
+def test_text_is_written_as_utf8_with_lf_into_folders_made_on_the_way(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    files.write_text(path, "щель\nёж\n")
+    assert path.read_bytes() == "щель\nёж\n".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def fail_after_half(path):
+    path.write_text("half")
+    raise ZeroDivisionError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "f.json"
+    files.write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
+        fail_after_half(temporary)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "f.safetensors"
+    path.write_text("old")
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == path.suffix
+        assert temporary.parent == path.parent
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_new_file_has_the_rights_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "f", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_refused_and_the_old_file_stays(tmp_path, bad):
+    path = tmp_path / "f.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"a": bad})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_jsonl(path, [{"a": bad}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.append_jsonl(path, {"a": bad})
+    assert files.read_json(path) == {"a": 1}
+
+
+def test_json_round_trip_keeps_cyrillic_readable(tmp_path):
+    path = tmp_path / "f.json"
+    files.write_json(path, {"вопрос": "Что такое PLA?\u2028"})
+    assert "вопрос" in path.read_text(encoding="utf-8")
+    assert files.read_json(path) == {"вопрос": "Что такое PLA?\u2028"}
+
+
+def test_rows_written_and_appended_are_read_in_order(tmp_path):
+    path = tmp_path / "f.jsonl"
+    files.write_jsonl(path, [{"n": 1, "text": "строка\u2028с разделителем\x85"}])
+    files.append_jsonl(path, {"n": 2})
+    assert files.read_jsonl(path) == [{"n": 1, "text": "строка\u2028с разделителем\x85"}, {"n": 2}]
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+def test_appending_begins_a_file(tmp_path):
+    files.append_jsonl(tmp_path / "f.jsonl", {"n": 1})
+    assert files.read_jsonl(tmp_path / "f.jsonl") == [{"n": 1}]
+
+
+def test_a_last_row_cut_short_anywhere_is_left_out(tmp_path):
+    """A crash can cut within a letter: such a file was not readable at all."""
+    path = tmp_path / "f.jsonl"
+    files.write_jsonl(path, [{"n": 1}, {"text": "щ"}])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(first, len(whole)):
+        path.write_bytes(whole[:length])
+        assert files.read_jsonl(path) == [{"n": 1}]
+    path.write_bytes(b"")
+    assert files.read_jsonl(path) == []
