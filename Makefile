@@ -27,6 +27,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python tools/messages.py --check
 	$(BIN)/python tools/generate_docs.py --check
 
 test: check

@@ -235,7 +235,21 @@ def test_the_cost_example_adds_up(records):
     expected = [*steps, whole, with_rejects, with_rejects * 1.3]
     assert [float(line.split("=")[1]) for line in record["calc"]] == pytest.approx(expected)
     for line, value in zip(record["response"].splitlines(), expected, strict=True):
-        assert line.endswith(f" = {value:g} ₽.".replace(".", ",", "." in f"{value:g}"))
+        shown = f"{value:g}".replace(".", ",")
+        assert line.endswith(f" = {shown} ₽.")
+
+
+@pytest.mark.parametrize("card", ["data_card.md", "data_card.ru.md"])
+def test_the_data_card_counts_right(records, facts, card):
+    text = (ROOT / "docs" / card).read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| ([\d |]+) \|$", text, re.MULTILINE))
+    for topic in TOPICS:
+        ours = {role: [record for record in rows_ if record["topic"] == topic] for role, rows_ in records.items()}
+        cited = {name for record in ours["train"] for name in record["fact_ids"]}
+        mean = sum(len(record["response"]) for record in ours["train"]) / len(ours["train"])
+        assert rows[topic] == f"{len(ours['train'])} | {len(ours['heldout'])} | {len(cited)} | {mean:.0f}"
+    for role in ("train", "heldout", "superseded"):
+        assert str(sum(fact["role"] == role for fact in facts.values())) in text
 
 
 # The rules can fail

@@ -81,7 +81,7 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path, pairs_file, which):
 
 
 def test_without_pairs_that_were_not_trained_there_is_no_comparison(tmp_path, pairs_file):
-    with pytest.raises(DataError, match="no held-out pairs: name a file .* with --heldout"):
+    with pytest.raises(DataError, match=r"no held-out pairs: name a file .* with --heldout"):
         planned(untrained(tmp_path, pairs_file, data_options={"val_share": 0}))
 
 
@@ -181,4 +181,5 @@ def test_held_out_losses_alone_are_a_comparison_too(compared, copy):
     _run, what, expert = compared
     summary = compare(expert, copy, dataclasses.replace(what, questions=(), heldout_asked=0))
     assert [row.key for row in summary.rows] == ["loss"]
-    assert (copy.path / "report.html").is_file()
+    assert not (copy.images / "comparison_table.png").exists()
+    assert "comparison_table" not in (copy.path / "report.html").read_text(encoding="utf-8")

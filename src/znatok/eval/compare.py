@@ -204,10 +204,13 @@ def write_artefacts(run: Run, summary: Summary, answers: Sequence[AnswerRow], fa
     """Draw the pictures and write the report and the two text files."""
     run.images.mkdir(exist_ok=True)
     images = {name: run.images / f"{name}.png" for name in ("training_loss", "comparison_table", "dataset_example")}
+    for path in images.values():
+        path.unlink(missing_ok=True)  # none of an earlier comparison stays among those of this one
     metrics_rows = read_jsonl(run.metrics) if run.metrics.is_file() else []
     if metrics_rows:  # an adapter that znatok did not train has no curve
         training_loss(metrics_rows, images["training_loss"])
-    comparison_table(answers, images["comparison_table"])
+    if answers:  # with --asked 0 and no questions only losses are measured
+        comparison_table(answers, images["comparison_table"])
     data = Path(str(facts.get("data_path") or "data.jsonl"))
     if data.is_file():
         shown = read_pairs(data, skip_bad=True).pairs[:3]

@@ -58,7 +58,7 @@ def load_base(options: ModelOptions, *, say: Say = lambda _text: None) -> Loaded
         model, tokenizer = got.model, got.tokenizer
         source = replace(source, architecture=type(model).__name__)
     else:
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a line was said above
+        transformers.utils.logging.disable_progress_bar()  # a line was said above
         model, tokenizer = _load_directory(source.path, choice.dtype)
     refuse_mismatch(source.name, model, tokenizer)
     model.config._name_or_path = source.base_name  # PEFT copies it into adapters: never a path of this machine

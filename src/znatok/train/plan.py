@@ -103,7 +103,7 @@ def count(train: Sequence[Example], validation: Sequence[Example], options: Trai
 
 
 def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], model: Any, batch_size: int) -> Plan:
-    """Add seconds and peak memory to a plan by computing a few examples; weights, mode and generators stay untouched."""
+    """Add seconds and peak memory to a plan by computing a few examples; weights, mode and generators stay."""
     few = _few(train)
     where = head_weight(model).device
     batch = {k: v.to(where) for k, v in Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))]).items()}

@@ -1,0 +1,304 @@
+"""The commands as a user types them, each in a process of its own, on a tiny model."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import helpers
+import tiny
+from znatok.eval.publish import END, START
+from znatok.files import read_json, read_jsonl
+from znatok.train import checkpoints
+
+QUESTIONS = "Что такое 3д печать?\nКак рассчитать стоимость одной напечатанной детали?\n"
+ARTEFACTS = (
+    *("compare/answers.jsonl", "compare/summary.json", "compare/Базовая модель.txt", "compare/дообученная модель.txt"),
+    *("images/training_loss.png", "images/comparison_table.png", "images/dataset_example.png", "report.html"),
+)
+
+
+def seed_command(model="Qwen/Qwen2.5-1.5B", data="data.jsonl", output="my-lora-model"):
+    """Return the seed document's training command, with other names and paths only."""
+    return [
+        *("--model_name", model, "--data_path", data, "--output_dir", output, "--use_lora"),
+        *("--lora_r", "8", "--lora_alpha", "32", "--learning_rate", "2e-4", "--num_train_epochs", "3"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tiny_dir, tmp_path_factory):
+    """Return a folder as a user would have it: data, questions, held-out pairs, and a trained model."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(tiny_dir, folder / "model")
+    tiny.write_pairs(folder / "data.jsonl")
+    tiny.write_pairs(
+        folder / "heldout.jsonl", [("Что такое сопло?", "Выход горячего конца."), ("Где сушат?", "В печи.")]
+    )
+    (folder / "questions.txt").write_text(QUESTIONS, encoding="utf-8")
+    done = helpers.script("train_model.py", *seed_command(model="model"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "done: my-lora-model; talk to it with: python chatting.py --model_dir my-lora-model" in done.stderr
+    return folder
+
+
+def refused(done, code, *said):
+    """Check that a command ended with one line of error, the right code and nothing of ours."""
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.rstrip("\n").endswith(lines[0])
+    assert "Traceback" not in done.stderr + done.stdout
+    for text in said:
+        assert text in lines[0]
+
+
+# The seed document, command by command
+
+
+def test_training_leaves_a_finished_run(place):
+    run = place / "my-lora-model"
+    assert helpers.status(run) == "finished"
+    assert len(helpers.losses(run)) == 9
+    assert read_json(run / "adapter_config.json")["lora_alpha"] == 32
+    assert not (place / "runs").exists()
+
+
+def test_the_base_and_the_tuned_model_answer_piped_questions(place):
+    name = ["--model_name", "model", "--test_seed", "42", "--max_new_tokens", "8"]
+    base = helpers.script("chatting.py", *name, cwd=place, stdin=QUESTIONS)
+    tuned = helpers.script("chatting.py", *name, "--model_dir", "my-lora-model", cwd=place, stdin=QUESTIONS)
+    again = helpers.script("chatting.py", *name[2:], "--model_dir", "my-lora-model", cwd=place, stdin=QUESTIONS)
+    for done in (base, tuned, again):
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert tuned.stdout == again.stdout, "the run names its own base"
+    assert "no adapter" in base.stderr
+    assert "my-lora-model" in tuned.stderr
+
+
+def test_compare_writes_everything_and_publish_puts_it_into_a_repository(place, tmp_path):
+    files = ["--questions", "questions.txt", "--heldout", "heldout.jsonl", "--max_new_tokens", "8"]
+    done = helpers.script("znatok", "compare", "my-lora-model", *files, "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["questions"] == 4
+    run = place / "my-lora-model"
+    for name in ARTEFACTS:
+        assert (run / name).stat().st_size > 0, name
+    assert len(read_jsonl(run / "compare" / "answers.jsonl")) == 2 * (2 * 2 + 2)
+
+    for name in ("README.md", "README.ru.md"):
+        (tmp_path / name).write_text(f"# Мой знаток\n\n{START}\n{END}\n", encoding="utf-8")
+    published = helpers.script("znatok", "publish", "my-lora-model", "--repo", str(tmp_path), cwd=place)
+    assert published.returncode == 0, published.stderr
+    for name in ("images/training_loss.png", "images/comparison_table.png", "images/dataset_example.png"):
+        assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
+    for name in ("Базовая модель.txt", "дообученная модель.txt"):
+        assert "Что такое 3д печать?" in (tmp_path / name).read_text(encoding="utf-8")
+    assert "| Held-out loss per answer token ↓ | 2 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert sorted(published.stdout.splitlines())[0].endswith("README.md")
+
+
+def test_one_question_gets_one_answer_and_nothing_else_on_stdout(place):
+    words = ["ask", "--model_dir", "my-lora-model", "--max_new_tokens", "4", "Что такое сопло?"]
+    first, second = (helpers.script("znatok", *words, cwd=place) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    assert first.stdout.endswith("\n")
+
+
+# What can go wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        (["--data_path", "date.jsonl"], 3, ["date.jsonl"]),
+        (["--data_path", "bad.jsonl"], 3, ["bad.jsonl:2"]),
+        (["--data_path", "empty.jsonl"], 3, ["empty.jsonl", "no records"]),
+        (["--model_name", "modle"], 4, ["modle"]),
+        (["--model_name", "./modle"], 4, ["./modle: no such file or directory"]),
+        (["--model_name", "nobody/nothing"], 4, ["nobody/nothing", "HF_HUB_OFFLINE"]),
+        (["--learnig_rate", "1e-4"], 2, ["did you mean --learning_rate?"]),
+        (["--lora_r", "0"], 2, ["--lora_r 0: expected a number in [1, 1024]"]),
+        (["--output_dir", "used"], 2, ["used: not empty", "--resume", "--force"]),
+        (["--output_dir", "data.jsonl"], 2, ["data.jsonl: a file stands there"]),
+        (["--output_dir", "data.jsonl/run"], 5, ["data.jsonl/run: can't be written to"]),
+        (["--output_dir", "new", "--resume"], 4, ["new: no such run directory"]),
+        (["--output_dir", "used", "--resume"], 2, ["used: no run.toml"]),
+        (["--seed", "43", "--resume"], 2, ["options.seed: 42 → 43"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
+)
+def test_a_wrong_command_is_one_line_and_the_code_of_its_kind(place, changes, code, said):
+    (place / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", \n', encoding="utf-8")
+    (place / "empty.jsonl").write_text("\n", encoding="utf-8")
+    (place / "used").mkdir(exist_ok=True)
+    (place / "used" / "thesis.txt").write_text("mine", encoding="utf-8")
+    command = [*seed_command(model="model"), *([] if "--seed" in changes else ["--output_dir", "new"]), *changes]
+    refused(helpers.script("train_model.py", *command, cwd=place), code, *said)
+    assert not (place / "new").exists()
+    assert helpers.status(place / "my-lora-model") == "finished"
+    assert [path.name for path in (place / "used").iterdir()] == ["thesis.txt"]
+
+
+def test_chatting_with_a_run_that_is_not_there_is_one_line(place):
+    refused(helpers.script("chatting.py", "--model_dir", "my-lora-modle", cwd=place), 4, "my-lora-modle")
+
+
+def test_an_adapter_on_another_base_is_refused(place, tmp_path):
+    other = tiny.save_tiny(tmp_path / "other", seed=9)
+    done = helpers.script("chatting.py", "--model_name", other, "--model_dir", "my-lora-model", cwd=place, stdin="?\n")
+    refused(done, 4, "their weights differ")
+
+
+# Signals
+
+
+LONG = ["--num_train_epochs", "40", "--save_steps", "1000", "--threads", "1"]
+
+
+@pytest.fixture
+def training(place, tmp_path):
+    """Return a function that starts a training of 120 steps and waits for some of its rows."""
+    processes = []
+
+    def start(output, rows=1):
+        command = [*seed_command("model", "data.jsonl", str(output)), *LONG]
+        process = helpers.started("train_model.py", *command, cwd=place)
+        processes.append(process)
+        metrics = Path(output) / "metrics.jsonl"
+        helpers.wait_for(lambda: metrics.is_file() and len(read_jsonl(metrics)) >= rows, process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_saves_and_resuming_ends_as_if_nothing_had_happened(place, training, tmp_path):
+    run = tmp_path / "run"
+    code, err = helpers.stop(training(run), signal.SIGINT)
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert helpers.status(run) == "interrupted"
+    stopped = len(helpers.losses(run))
+    assert 1 <= stopped < 120
+    assert checkpoints.step_of(checkpoints.newest(run / "checkpoints", pytest.fail)) == stopped
+    advice = [line for line in err.splitlines() if "go on with: " in line][-1].split("go on with: ")[1]
+    program, *words = advice.split()
+    done = helpers.script(program, *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    straight = helpers.script("train_model.py", *seed_command("model", output=str(tmp_path / "s")), *LONG, cwd=place)
+    assert straight.returncode == 0, straight.stderr
+    assert helpers.adapter_bytes(run) == helpers.adapter_bytes(tmp_path / "s")
+    assert helpers.losses(run) == helpers.losses(tmp_path / "s")
+    finished = helpers.script(program, *words, cwd=place)
+    assert finished.returncode == 0
+    assert "this run is finished" in finished.stderr
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_the_run_readable(place, training, tmp_path):
+    run = tmp_path / "run"
+    process = training(run)
+    os.kill(process.pid, signal.SIGSTOP)  # both arrive before the step in hand can end
+    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    helpers.wait_for(lambda: True, process)
+    started = time.monotonic()
+    while process.poll() is None and time.monotonic() - started < 30:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert helpers.status(run) == "interrupted"
+    assert helpers.losses(run)
+
+
+def test_sigterm_saves_and_says_143(training, tmp_path):
+    run = tmp_path / "run"
+    code, err = helpers.stop(training(run), signal.SIGTERM)
+    assert code == 143, err
+    assert helpers.status(run) == "interrupted"
+    assert checkpoints.newest(run / "checkpoints", pytest.fail) is not None
+
+
+def test_a_killed_run_starts_again_and_its_lock_dies_with_it(place, training, tmp_path):
+    run = tmp_path / "run"
+    process = training(run)
+    process.kill()
+    process.communicate()
+    assert helpers.status(run) == "running"
+    done = helpers.script("znatok", "train", "--resume", "--output_dir", run, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "starting from the beginning" in done.stderr
+    assert len(helpers.losses(run)) == 120
+
+
+def test_a_second_process_on_the_same_run_is_turned_away(place, training, tmp_path):
+    run = tmp_path / "run"
+    process = training(run)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        for more in (["--resume"], ["--force"]):
+            command = [*seed_command("model", "data.jsonl", str(run)), *LONG, *more]
+            refused(helpers.script("train_model.py", *command, cwd=place), 5, f"process {process.pid} is writing")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    code, err = helpers.stop(process)
+    assert code == 130, err
+    assert helpers.losses(run)
+
+
+# Pipes and terminals
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["doctor"], ["data", "check", "data.jsonl"]], ids=" ".join
+)
+def test_a_reader_that_has_seen_enough_causes_no_complaint(place, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            helpers.command("znatok", *words),
+            cwd=place,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=helpers.environment(PYTHONUNBUFFERED=""),
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in {0, 141}
+
+
+def test_training_whose_messages_nobody_reads_ends_without_a_traceback(place, tmp_path):
+    command = helpers.command("train_model.py", *seed_command("model", "data.jsonl", str(tmp_path / "run")))
+    process = subprocess.Popen(
+        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=helpers.environment()
+    )
+    first = process.stdout.readline()
+    process.stdout.close()
+    assert "Traceback" not in first
+    assert process.wait(timeout=60) in {0, 1, 141}
+    assert helpers.status(tmp_path / "run") in {"finished", "interrupted"}
+
+
+def test_without_a_terminal_there_are_no_colours(place, tmp_path):
+    done = helpers.script(
+        "train_model.py", *seed_command("model", output=str(tmp_path / "run")), cwd=place, TERM="dumb"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stderr

@@ -1,0 +1,383 @@
+import io
+import json
+import sys
+
+import pytest
+import torch
+
+import tiny
+from znatok.chat import ChatSession, Terminal, _Goodbye, answer_file, ask
+from znatok.config import LoraOptions, ModelOptions, SampleOptions
+from znatok.errors import DataError, SystemFault, UsageError
+from znatok.expert import Voice, open_expert
+from znatok.files import write_json
+from znatok.logs import printable
+from znatok.model.adapters import inject, save_adapter
+from znatok.runs import Run
+from znatok.tokens.chat import Message, Role
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory):
+    """A base and an adapter that changes what it says."""
+    folder = tmp_path_factory.mktemp("expert")
+    base = tiny.save_tiny(folder / "base", initializer_range=0.3)
+    tuned = inject(tiny.tiny_model(initializer_range=0.3), LoraOptions(), seed=1)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    save_adapter(tuned, folder / "run", "base")
+    write_json(folder / "run" / "manifest.json", {"base": {"name": str(base)}, "chat": {"system": "Ты знаток."}})
+    return open_expert(ModelOptions(model_name=str(base), dtype="float32"), Run(folder / "run"), "")
+
+
+@pytest.fixture
+def session(expert):
+    return ChatSession(expert, SampleOptions(temperature=0.8, max_new_tokens=12), 42, expert.system, Voice.TUNED)
+
+
+@pytest.fixture
+def terminal(session):
+    terminal = Terminal(session)
+    terminal._interactive = True  # as if both ends were a terminal
+    return terminal
+
+
+def lines(monkeypatch, *given):
+    """Type lines, then Ctrl-D; an exception class is what happens instead of a line."""
+    waiting = iter(given)
+
+    def typed(_prompt=""):
+        line = next(waiting, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", typed)
+
+
+# Answers and the dialogue
+
+
+def test_an_answer_is_printed_and_the_exchange_remembered(terminal, session, capsys):
+    terminal.take("Что такое PLA?")
+    out = capsys.readouterr().out
+    question, answer = session.history
+    assert question == Message(Role.USER, "Что такое PLA?")
+    assert answer.role is Role.ASSISTANT
+    assert out.strip() == printable(answer.text) != ""
+    assert out.endswith("\n")
+
+
+def test_the_next_question_is_asked_in_the_light_of_the_dialogue(session):
+    list(session.reply("Что такое PLA?"))
+    request = session.request("А ABS?")
+    assert [m.role for m in request.messages] == ["system", "user", "assistant", "user"]
+    assert request.messages[0].text == "Ты знаток."
+    in_dialogue = "".join(session.reply("А ABS?"))
+    session.history.clear()
+    assert in_dialogue != "".join(session.reply("А ABS?"))
+
+
+def test_the_same_seed_gives_the_same_answer(session):
+    first = "".join(session.reply("Что такое PLA?"))
+    session.history.clear()
+    assert "".join(session.reply("Что такое PLA?")) == first
+    session.history.clear()
+    session.seed = 43
+    assert "".join(session.reply("Что такое PLA?")) != first
+
+
+class Interrupting(io.StringIO):
+    """A screen at which the reader loses patience after some pieces."""
+
+    def __init__(self, pieces):
+        super().__init__()
+        self.left = pieces
+
+    def write(self, text):
+        if self.left == 0:
+            self.left = -1
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().write(text)
+
+
+def test_an_interrupted_answer_is_kept_as_far_as_it_got(terminal, session, monkeypatch, capsys):
+    whole = session.expert.engine.answers([session.request("Что такое PLA?")])[0].text
+    monkeypatch.setattr(sys, "stdout", Interrupting(6))
+    terminal.take("Что такое PLA?")
+    assert "(stopped)" in capsys.readouterr().err
+    question, answer = session.history
+    assert question.text == "Что такое PLA?"
+    assert whole.startswith(answer.text)
+    assert 0 < len(answer.text) < len(whole)
+    monkeypatch.undo()
+    terminal.take("А дальше?")
+    assert len(session.history) == 4
+
+
+def test_a_pipe_is_ended_by_an_interrupt(terminal, monkeypatch):
+    terminal._interactive = False
+    monkeypatch.setattr(sys, "stdout", Interrupting(2))
+    with pytest.raises(KeyboardInterrupt):
+        terminal.take("Что такое PLA?")
+
+
+def test_a_comparison_can_be_interrupted_too(terminal, session, monkeypatch, capsys):
+    lines(monkeypatch, "/compare Что такое PLA?", "/seed 5")
+    monkeypatch.setattr(sys, "stdout", Interrupting(0))
+    assert terminal.run() == 0
+    assert "(stopped)" in capsys.readouterr().err
+    assert session.seed == 5
+    assert session.history == []
+
+
+def test_control_characters_of_an_answer_do_not_reach_the_terminal(terminal, session, capsys, monkeypatch):
+    monkeypatch.setattr(ChatSession, "reply", lambda *_: (piece for piece in ["a\x1b[2Jb", "\r\x07"]))
+    terminal.take("Что?")
+    assert capsys.readouterr().out == "a�[2Jb��\n"
+
+
+# The loop
+
+
+def test_a_conversation_ends_with_ctrl_d_and_survives_errors(terminal, session, monkeypatch, capsys):
+    lines(monkeypatch, "", "  ", "/sed 3", "/seed 7", "/seed x", "Что такое PLA? " * 200, "  Что?  ")
+    assert terminal.run() == 0
+    err = capsys.readouterr().err
+    assert "/sed: no such command, did you mean /seed?" in err
+    assert "/seed x: expected a whole number" in err
+    assert "shorten the question or /clear" in err
+    assert session.seed == 7
+    assert session.history[0] == Message(Role.USER, "Что?")
+
+
+def test_one_ctrl_c_at_the_prompt_warns_and_two_in_a_row_leave(terminal, monkeypatch, capsys):
+    lines(monkeypatch, KeyboardInterrupt, "/seed 1", KeyboardInterrupt, "", KeyboardInterrupt, KeyboardInterrupt)
+    assert terminal.run() == 130
+    assert capsys.readouterr().err.count("Ctrl-C once more leaves too") == 3
+
+
+def test_bytes_that_are_no_text_do_not_end_a_conversation(terminal, session, monkeypatch, capsys):
+    lines(monkeypatch, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "/seed 9")
+    assert terminal.run() == 0
+    assert "not UTF-8 at byte 0" in capsys.readouterr().err
+    assert session.seed == 9
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "выход", "Выход", "/exit", "/EXIT", "/quit", "/bye"])
+def test_many_words_say_goodbye(terminal, session, word):
+    with pytest.raises(_Goodbye) as caught:
+        terminal.take(word)
+    assert caught.value.exit_code == 0
+    assert session.history == []
+
+
+def test_a_pipe_ends_with_the_first_error(session, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Что такое PLA?\n\n/seed x\nЧто такое ABS?\n"))
+    terminal = Terminal(session)
+    with pytest.raises(UsageError, match="/seed x"):
+        terminal.run()
+    assert len(session.history) == 2
+    out, err = capsys.readouterr()
+    assert out.strip() == printable(session.history[1].text)
+    assert err == ""
+
+
+def test_a_pipe_is_answered_line_by_line_and_nothing_else_is_printed(session, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Что такое PLA?\nА ABS?"))
+    assert Terminal(session).run() == 0
+    out, err = capsys.readouterr()
+    said = [printable(message.text) for message in session.history if message.role is Role.ASSISTANT]
+    assert " ".join(out.split()) == " ".join(" ".join(said).split())
+    assert err == ""
+
+
+# Commands: none of them reaches the model
+
+
+@pytest.fixture
+def obey(terminal, session, capsys, monkeypatch):
+    """Obey a command without a model; return what was printed to stdout and stderr."""
+
+    def function(line):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(session.expert.engine), "_decode", lambda *_: pytest.fail("the model was asked"))
+            terminal.take(line)
+        return capsys.readouterr()
+
+    return function
+
+
+def test_help_lists_every_command(obey, terminal):
+    out, err = obey("/help")
+    assert out == ""
+    assert [line.split()[0] for line in err.splitlines()] == list(terminal._commands)
+    assert obey("/?").err == err
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("/hlep", ", did you mean /help?"),
+        ("/clera", ", did you mean /clear?"),
+        ("/Compar x", ", did you mean /compare?"),
+        ("/zzz", ""),
+        ("/", ""),
+        ("/etc/passwd что это?", ""),
+    ],
+)
+def test_a_mistyped_command_is_corrected_and_never_asked(terminal, session, typed, hint):
+    with pytest.raises(UsageError) as caught:
+        terminal.take(typed)
+    assert str(caught.value) == f"{typed.split()[0]}: no such command{hint} (/help lists them)"
+    assert session.history == []
+
+
+def test_seed(obey, session):
+    obey("/seed 7")
+    assert session.seed == 7
+    obey("/SEED  123456789012345678 ")
+    assert session.seed == 123456789012345678
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "x", "9" * 19, "9" * 5000, "²"])
+def test_a_wrong_seed_is_refused_before_it_meets_the_generator(terminal, session, value):
+    with pytest.raises(UsageError, match=r"/seed .*: expected a whole number"):
+        terminal.take(f"/seed {value}")
+    assert session.seed == 42
+
+
+def test_the_largest_seed_can_be_used(terminal, session):
+    terminal.take("/seed " + "9" * 18)
+    terminal.take("Что?")
+    assert session.history
+
+
+def test_system_begins_a_new_dialogue(obey, session):
+    session.history.append(Message(Role.USER, "x"))
+    obey("/system Отвечай стихами.")
+    assert session.system == "Отвечай стихами."
+    assert session.history == []
+    obey("/system")
+    assert session.request("Что?").messages == (Message(Role.USER, "Что?"),)
+
+
+def test_set(obey, session):
+    for line in ("/set temperature 0", "/set top_k 5", "/set max_new_tokens 3", "/set  top_p 1e-1 "):
+        obey(line)
+    assert session.sample == SampleOptions(temperature=0, top_k=5, max_new_tokens=3, top_p=0.1)
+    obey("/set temperature 0.25")
+    assert session.sample.temperature == 0.25
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/set", "/set : no such option"),
+        ("/set temprature 1", "/set temprature: no such option"),
+        ("/set __class__ 1", "/set __class__: no such option"),
+        ("/set temperature", "/set temperature : expected a number"),
+        ("/set temperature warm", "/set temperature warm: expected a number"),
+        ("/set top_k 1.5", "/set top_k 1.5: expected a number"),
+        ("/set temperature 9", "--temperature 9.0: expected a number in [0, 5]"),
+        ("/set temperature nan", "--temperature nan: expected a number in [0, 5]"),
+    ],
+)
+def test_a_wrong_option_is_refused_and_changes_nothing(terminal, session, line, message):
+    before = session.sample
+    with pytest.raises(UsageError) as caught:
+        terminal.take(line)
+    assert message in str(caught.value)
+    assert session.sample == before
+
+
+def test_clear_forgets_the_dialogue(obey, session):
+    session.history.append(Message(Role.USER, "x"))
+    assert "new dialogue" in obey("/clear").err
+    assert session.history == []
+
+
+def test_save_writes_the_dialogue(obey, session, tmp_path):
+    session.history += [Message(Role.USER, "Что?"), Message(Role.ASSISTANT, "То.")]
+    path = tmp_path / "мой диалог.json"
+    assert str(path) in obey(f"/save {path}").err
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    turns = [{"role": "user", "content": "Что?"}, {"role": "assistant", "content": "То."}]
+    assert saved == {"system": "Ты знаток.", "seed": 42, "voice": "tuned", "messages": turns}
+
+
+def test_a_dialogue_that_cannot_be_saved_is_an_error_of_ours(terminal, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemFault, match="can't be written"):
+        terminal.take(f"/save {tmp_path}/file/x.json")
+    with pytest.raises(SystemFault, match="can't be written"):
+        terminal.take(f"/save {tmp_path}")
+    with pytest.raises(UsageError, match="/save: name a file"):
+        terminal.take("/save")
+
+
+def test_base_and_tuned_change_who_speaks(obey, session):
+    tuned = session.expert.engine.answers([session.request("Что?")])[0].text
+    assert "now speaking: base" in obey("/base").err
+    base = "".join(session.reply("Что?")).strip()
+    session.history.clear()
+    obey("/tuned")
+    assert "".join(session.reply("Что?")).strip() == tuned != base
+
+
+def test_compare_asks_both_and_leaves_the_dialogue_alone(terminal, session, capsys):
+    with pytest.raises(UsageError, match="ask something first"):
+        terminal.take("/compare")
+    terminal.take("/compare Что такое PLA?")
+    out = capsys.readouterr().out
+    both = session.both("Что такое PLA?")
+    assert list(both) == [Voice.BASE, Voice.TUNED]
+    assert both[Voice.BASE] != both[Voice.TUNED]
+    assert out == "".join(f"[{voice}] {printable(text)}\n\n" for voice, text in both.items())
+    assert session.history == []
+    terminal.take("/compare")
+    assert capsys.readouterr().out == out  # the last question once more
+
+
+def test_compare_asks_the_last_question_again(terminal, session, capsys):
+    terminal.take("Что такое PLA?")
+    answer = session.history[1].text
+    session.history.clear()
+    capsys.readouterr()
+    terminal.take("/compare")
+    assert f"[tuned] {printable(answer)}\n" in capsys.readouterr().out
+
+
+def test_without_an_adapter_only_the_base_speaks(tiny_dir, capsys):
+    expert = open_expert(ModelOptions(model_name=str(tiny_dir), dtype="float32"), None, "")
+    session = ChatSession(expert, SampleOptions(max_new_tokens=2), 42, "", Voice.BASE)
+    terminal = Terminal(session)
+    with pytest.raises(UsageError, match="no adapter is loaded"):
+        terminal.take("/tuned")
+    assert session.voice is Voice.BASE
+    capsys.readouterr()
+    terminal.take("/compare Что?")
+    assert capsys.readouterr().out.startswith("[base] ")
+
+
+# One question, and a file of them
+
+
+def test_ask_answers_one_question(session, capsys):
+    ask(session, "Что такое PLA?")
+    assert capsys.readouterr().out.strip() == printable(session.history[1].text)
+    with pytest.raises(DataError, match="the question is empty"):
+        ask(session, " \n")
+
+
+def test_each_question_of_a_file_is_a_dialogue_of_its_own(session, tmp_path, capsys):
+    path = tmp_path / "q.txt"
+    path.write_text("Что такое PLA?\n\nЧто\x1b[2J такое ABS?\n", encoding="utf-8")
+    wanted = printable(session.expert.engine.answers([session.request("Что такое PLA?")])[0].text)
+    answer_file(session, str(path))
+    out = capsys.readouterr().out
+    assert out.startswith(f"Что такое PLA?\n{wanted}\n\nЧто�[2J такое ABS?\n")
+    assert session.history == []
