@@ -20,8 +20,10 @@ def run_command(command: Callable[[], int]) -> int:
     config.utf8_streams()
     logs.setup()
     try:
-        code = command()
-        sys.stdout.flush()  # here, where a closed pipe is still understood
+        try:
+            code = command()
+        finally:  # also after --help, which argparse ends with SystemExit
+            sys.stdout.flush()  # here, where a closed pipe is still understood
     except ZnatokError as error:
         logs.say(f"{_('error')}: {error}", style="red")
         return error.exit_code

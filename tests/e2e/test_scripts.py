@@ -1,19 +1,21 @@
 """The commands as a user types them, each in a process of its own, on a tiny model."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 import helpers
 import tiny
+from znatok import cli
 from znatok.eval.publish import END, START
 from znatok.files import read_json, read_jsonl
+from znatok.scripts import chat_main, train_main
 from znatok.train import checkpoints
 
 QUESTIONS = "Что такое 3д печать?\nКак рассчитать стоимость одной напечатанной детали?\n"
@@ -44,6 +46,7 @@ def place(tiny_dir, tmp_path_factory):
     done = helpers.script("train_model.py", *seed_command(model="model"), cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    assert "\x1b" not in done.stderr
     assert "done: my-lora-model; talk to it with: python chatting.py --model_dir my-lora-model" in done.stderr
     return folder
 
@@ -57,6 +60,21 @@ def refused(done, code, *said):
     assert "Traceback" not in done.stderr + done.stdout
     for text in said:
         assert text in lines[0]
+
+
+@pytest.fixture
+def here(place, monkeypatch, capsys):
+    """Return a function that runs an entry point in this process, in the user's folder: loading torch takes seconds."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+    def run(entry, *words):
+        capsys.readouterr()
+        code = entry([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, out, err)
+
+    return run
 
 
 # The seed document, command by command
@@ -74,16 +92,15 @@ def test_the_base_and_the_tuned_model_answer_piped_questions(place):
     name = ["--model_name", "model", "--test_seed", "42", "--max_new_tokens", "8"]
     base = helpers.script("chatting.py", *name, cwd=place, stdin=QUESTIONS)
     tuned = helpers.script("chatting.py", *name, "--model_dir", "my-lora-model", cwd=place, stdin=QUESTIONS)
-    again = helpers.script("chatting.py", *name[2:], "--model_dir", "my-lora-model", cwd=place, stdin=QUESTIONS)
-    for done in (base, tuned, again):
+    for done in (base, tuned):
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
-    assert tuned.stdout == again.stdout, "the run names its own base"
+        assert done.stdout
     assert "no adapter" in base.stderr
     assert "my-lora-model" in tuned.stderr
 
 
-def test_compare_writes_everything_and_publish_puts_it_into_a_repository(place, tmp_path):
+def test_compare_writes_everything_and_publish_puts_it_into_a_repository(place, tmp_path, here):
     files = ["--questions", "questions.txt", "--heldout", "heldout.jsonl", "--max_new_tokens", "8"]
     done = helpers.script("znatok", "compare", "my-lora-model", *files, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -95,7 +112,7 @@ def test_compare_writes_everything_and_publish_puts_it_into_a_repository(place, 
 
     for name in ("README.md", "README.ru.md"):
         (tmp_path / name).write_text(f"# Мой знаток\n\n{START}\n{END}\n", encoding="utf-8")
-    published = helpers.script("znatok", "publish", "my-lora-model", "--repo", str(tmp_path), cwd=place)
+    published = here(cli.main, "publish", "my-lora-model", "--repo", tmp_path)
     assert published.returncode == 0, published.stderr
     for name in ("images/training_loss.png", "images/comparison_table.png", "images/dataset_example.png"):
         assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
@@ -105,12 +122,12 @@ def test_compare_writes_everything_and_publish_puts_it_into_a_repository(place, 
     assert sorted(published.stdout.splitlines())[0].endswith("README.md")
 
 
-def test_one_question_gets_one_answer_and_nothing_else_on_stdout(place):
-    words = ["ask", "--model_dir", "my-lora-model", "--max_new_tokens", "4", "Что такое сопло?"]
-    first, second = (helpers.script("znatok", *words, cwd=place) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert first.stdout == second.stdout
-    assert first.stdout.endswith("\n")
+def test_one_question_gets_one_answer_and_nothing_else_on_stdout(place, here):
+    words = ["--model_dir", "my-lora-model", "--max_new_tokens", "4", "Что такое сопло?"]
+    done = helpers.script("znatok", "ask", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == here(cli.main, "ask", *words).stdout
+    assert done.stdout.endswith("\n")
 
 
 # What can go wrong
@@ -136,37 +153,44 @@ def test_one_question_gets_one_answer_and_nothing_else_on_stdout(place):
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
 )
-def test_a_wrong_command_is_one_line_and_the_code_of_its_kind(place, changes, code, said):
+def test_a_wrong_command_is_one_line_and_the_code_of_its_kind(place, here, changes, code, said):
     (place / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", \n', encoding="utf-8")
     (place / "empty.jsonl").write_text("\n", encoding="utf-8")
     (place / "used").mkdir(exist_ok=True)
     (place / "used" / "thesis.txt").write_text("mine", encoding="utf-8")
     command = [*seed_command(model="model"), *([] if "--seed" in changes else ["--output_dir", "new"]), *changes]
-    refused(helpers.script("train_model.py", *command, cwd=place), code, *said)
+    refused(here(train_main, *command), code, *said)
     assert not (place / "new").exists()
     assert helpers.status(place / "my-lora-model") == "finished"
     assert [path.name for path in (place / "used").iterdir()] == ["thesis.txt"]
 
 
-def test_chatting_with_a_run_that_is_not_there_is_one_line(place):
-    refused(helpers.script("chatting.py", "--model_dir", "my-lora-modle", cwd=place), 4, "my-lora-modle")
+def test_chatting_with_a_run_that_is_not_there_is_one_line(here):
+    refused(here(chat_main, "--model_dir", "my-lora-modle"), 4, "my-lora-modle")
 
 
-def test_an_adapter_on_another_base_is_refused(place, tmp_path):
+def test_an_adapter_on_another_base_is_refused(here, tmp_path):
     other = tiny.save_tiny(tmp_path / "other", seed=9)
-    done = helpers.script("chatting.py", "--model_name", other, "--model_dir", "my-lora-model", cwd=place, stdin="?\n")
-    refused(done, 4, "their weights differ")
+    refused(here(chat_main, "--model_name", other, "--model_dir", "my-lora-model"), 4, "their weights differ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "code"),
+    [("train_model.py", ["--data_path", "date.jsonl"], 3), ("chatting.py", ["--test_sed", "1"], 2)],
+)
+def test_the_shell_sees_the_same_line_and_code(place, name, words, code):
+    refused(helpers.script(name, *words, cwd=place), code)
 
 
 # Signals
 
 
-LONG = ["--num_train_epochs", "40", "--save_steps", "1000", "--threads", "1"]
+LONG = ["--dtype", "float32", "--num_train_epochs", "10", "--save_steps", "1000", "--threads", "1"]
 
 
 @pytest.fixture
 def training(place, tmp_path):
-    """Return a function that starts a training of 120 steps and waits for some of its rows."""
+    """Return a function that starts a training of 30 steps and waits for some of its rows."""
     processes = []
 
     def start(output, rows=1):
@@ -183,87 +207,74 @@ def training(place, tmp_path):
         process.communicate()
 
 
-def test_ctrl_c_saves_and_resuming_ends_as_if_nothing_had_happened(place, training, tmp_path):
+def test_ctrl_c_saves_and_resuming_ends_as_if_nothing_had_happened(place, here, training, tmp_path):
     run = tmp_path / "run"
     code, err = helpers.stop(training(run), signal.SIGINT)
     assert code == 130, err
     assert "Traceback" not in err
     assert helpers.status(run) == "interrupted"
     stopped = len(helpers.losses(run))
-    assert 1 <= stopped < 120
+    assert 1 <= stopped < 30
     assert checkpoints.step_of(checkpoints.newest(run / "checkpoints", pytest.fail)) == stopped
     advice = [line for line in err.splitlines() if "go on with: " in line][-1].split("go on with: ")[1]
     program, *words = advice.split()
     done = helpers.script(program, *words, cwd=place)
     assert done.returncode == 0, done.stderr
-    straight = helpers.script("train_model.py", *seed_command("model", output=str(tmp_path / "s")), *LONG, cwd=place)
+    straight = here(train_main, *seed_command("model", output=tmp_path / "s"), *LONG)
     assert straight.returncode == 0, straight.stderr
     assert helpers.adapter_bytes(run) == helpers.adapter_bytes(tmp_path / "s")
     assert helpers.losses(run) == helpers.losses(tmp_path / "s")
-    finished = helpers.script(program, *words, cwd=place)
+    finished = here(cli.main, *words)
     assert finished.returncode == 0
     assert "this run is finished" in finished.stderr
 
 
-def test_a_second_ctrl_c_ends_at_once_and_leaves_the_run_readable(place, training, tmp_path):
+def test_a_second_signal_ends_at_once_and_leaves_the_run_readable(training, tmp_path):
     run = tmp_path / "run"
     process = training(run)
-    os.kill(process.pid, signal.SIGSTOP)  # both arrive before the step in hand can end
+    process.send_signal(signal.SIGSTOP)  # so that both arrive within one step; Python takes SIGINT first
     process.send_signal(signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    helpers.wait_for(lambda: True, process)
-    started = time.monotonic()
-    while process.poll() is None and time.monotonic() - started < 30:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.001)
-    _out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    process.send_signal(signal.SIGTERM)
+    code, err = helpers.stop(process, signal.SIGCONT)
+    assert code == 143, err
     assert "Traceback" not in err
     assert helpers.status(run) == "interrupted"
     assert helpers.losses(run)
+    assert checkpoints.complete(run / "checkpoints") == []
 
 
-def test_sigterm_saves_and_says_143(training, tmp_path):
-    run = tmp_path / "run"
-    code, err = helpers.stop(training(run), signal.SIGTERM)
-    assert code == 143, err
-    assert helpers.status(run) == "interrupted"
-    assert checkpoints.newest(run / "checkpoints", pytest.fail) is not None
-
-
-def test_a_killed_run_starts_again_and_its_lock_dies_with_it(place, training, tmp_path):
+def test_a_killed_run_starts_again_and_its_lock_dies_with_it(here, training, tmp_path):
     run = tmp_path / "run"
     process = training(run)
     process.kill()
     process.communicate()
     assert helpers.status(run) == "running"
-    done = helpers.script("znatok", "train", "--resume", "--output_dir", run, cwd=place)
+    done = here(cli.main, "train", "--resume", "--output_dir", run)
     assert done.returncode == 0, done.stderr
     assert "starting from the beginning" in done.stderr
-    assert len(helpers.losses(run)) == 120
+    assert len(helpers.losses(run)) == 30
 
 
-def test_a_second_process_on_the_same_run_is_turned_away(place, training, tmp_path):
+def test_a_second_process_on_the_same_run_is_turned_away_and_sigterm_still_saves(here, training, tmp_path):
     run = tmp_path / "run"
     process = training(run)
     process.send_signal(signal.SIGSTOP)
     try:
-        for more in (["--resume"], ["--force"]):
-            command = [*seed_command("model", "data.jsonl", str(run)), *LONG, *more]
-            refused(helpers.script("train_model.py", *command, cwd=place), 5, f"process {process.pid} is writing")
+        for more in ("--resume", "--force"):
+            command = [*seed_command("model", output=run), *LONG, more]
+            refused(here(train_main, *command), 5, f"process {process.pid} is writing")
     finally:
         process.send_signal(signal.SIGCONT)
-    code, err = helpers.stop(process)
-    assert code == 130, err
-    assert helpers.losses(run)
+    code, err = helpers.stop(process, signal.SIGTERM)
+    assert code == 143, err
+    assert helpers.status(run) == "interrupted"
+    assert checkpoints.step_of(checkpoints.newest(run / "checkpoints", pytest.fail)) == len(helpers.losses(run))
 
 
 # Pipes and terminals
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["doctor"], ["data", "check", "data.jsonl"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "check", "data.jsonl"]], ids=" ".join)
 def test_a_reader_that_has_seen_enough_causes_no_complaint(place, words):
     reader, writer = os.pipe()
     os.close(reader)
@@ -293,12 +304,4 @@ def test_training_whose_messages_nobody_reads_ends_without_a_traceback(place, tm
     process.stdout.close()
     assert "Traceback" not in first
     assert process.wait(timeout=60) in {0, 1, 141}
-    assert helpers.status(tmp_path / "run") in {"finished", "interrupted"}
-
-
-def test_without_a_terminal_there_are_no_colours(place, tmp_path):
-    done = helpers.script(
-        "train_model.py", *seed_command("model", output=str(tmp_path / "run")), cwd=place, TERM="dumb"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stderr
+    assert not (tmp_path / "run").exists() or helpers.status(tmp_path / "run") in {"finished", "interrupted"}
