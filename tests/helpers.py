@@ -85,7 +85,7 @@ def script(name, *words, cwd, stdin="", **changes):
         text=True,
         encoding="utf-8",
         env=environment(**changes),
-        timeout=100,
+        timeout=300,
         check=False,
     )
 

