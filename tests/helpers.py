@@ -1,5 +1,6 @@
 """Short ways to a training run on the tiny model, in this process and in another."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from znatok.config import DataOptions, LoraOptions, ModelOptions, TrainConfig, T
 from znatok.files import read_json, read_jsonl
 from znatok.runs import Run
 from znatok.train.run import train
+
+gc.freeze()  # a run makes two full collections; over all modules they would take longer than its nine steps
 
 ROW_KEYS = {
     *("step", "epoch", "loss", "learning_rate", "grad_norm"),
@@ -103,7 +106,7 @@ def command(name, *words):
     return [sys.executable, *program, *map(str, words)]
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
     """Wait until ``condition()`` holds while a process runs."""
     ends = time.monotonic() + seconds
     while not condition():
@@ -115,5 +118,5 @@ def wait_for(condition, process, seconds=60):
 def stop(process, number=signal.SIGINT):
     """Send a signal; return exit code and stderr once the process has ended."""
     process.send_signal(number)
-    _out, err = process.communicate(timeout=60)
+    _out, err = process.communicate(timeout=300)
     return process.returncode, err

@@ -126,6 +126,8 @@ def compare_verb(words: list[str]) -> int:
 
 def compare_run(args: Any) -> tuple[Any, Any]:
     """Open a run's model and compare; return the summary and the run."""
+    if args.asked < 0:
+        raise UsageError("--asked {value}: expected a whole number, 0 or more", value=args.asked)
     sample = config.from_args(config.SampleOptions, args)
     from znatok.eval.compare import compare, plan_comparison
     from znatok.expert import open_expert

@@ -116,7 +116,7 @@ def create(output_dir: str | None, model_name: str, *, force: bool = False) -> R
     refuse_used(output_dir, force=force)
     if output_dir is None:
         stamp = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-        path = Path("runs") / f"{stamp}_{slug(Path(model_name).name)}"
+        path = _unused(Path("runs") / f"{stamp}_{slug(Path(model_name).name)}")
     else:
         path = Path(output_dir)
     if path.is_dir() and any(path.iterdir()):
@@ -142,6 +142,12 @@ def refuse_used(output_dir: str | None, *, force: bool = False) -> None:
         raise UsageError(
             "--output_dir {path}: not empty; --resume goes on with the run in it, --force starts it anew", path=path
         )
+
+
+def _unused(path: Path) -> Path:
+    """Return ``path``, numbered where another run was started within the same second."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
+    return next(candidate for candidate in (path, *numbered) if not candidate.exists())
 
 
 def _clear(path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_teaching_loop_runs_as_its_docstring_says(tiny_dir, pairs_file, tmp_
         capture_output=True,
         text=True,
         env=helpers.environment(),
-        timeout=100,
+        timeout=300,
         check=True,
     )
     printed = [float(line.split("loss ")[1]) for line in done.stdout.splitlines() if line.startswith("step ")]

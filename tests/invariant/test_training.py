@@ -335,6 +335,17 @@ def test_the_loss_falls(pairs_file, tmp_path):
     assert sum(found[-3:]) / 3 < 0.8 * found[0]
 
 
+@pytest.mark.parametrize(("share", "peak"), [(0, 0), (0.3, 3), (1, 9)])
+def test_the_learning_rate_rises_for_the_share_of_steps_asked_for(tiny_dir, pairs_file, tmp_path, share, peak):
+    """The Trainer takes a warm-up of exactly 1 for one step, not for all of them."""
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", warmup_ratio=share)
+    rates = [row["learning_rate"] for row in helpers.rows(run)] + [0.0 if share < 1 else 5e-3]
+    assert rates.index(max(rates)) == peak
+    assert rates[peak] == pytest.approx(5e-3)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
 def test_the_adapter_gives_the_same_logits_in_stock_peft(tiny_dir, pairs_file, tmp_path):
     run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
     base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32)

@@ -73,7 +73,7 @@ def test_the_version_is_said(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trian"], "trian: no such command, did you mean train? (see znatok --help)"),
+        (["trainn"], "trainn: no such command, did you mean train? (see znatok --help)"),
         (["frobnicate"], "frobnicate: no such command (see znatok --help)"),
         (["train", "--lora_rr", "4"], "did you mean --lora_r? (see znatok train --help)"),
         (["train", "--lora_r", "eight"], "--lora_r"),
@@ -86,6 +86,7 @@ def test_the_version_is_said(capsys):
         (["train", "--use_lora=false"], "--use_lora false"),
         (["data"], "verb"),
         (["chat", "--test_seed", "-1"], "--test_seed -1: expected a whole number"),
+        (["compare", "--asked", "-1"], "--asked -1: expected a whole number"),
     ],
 )
 def test_wrong_words_end_with_code_2_and_a_hint(words, said, capsys):

@@ -221,13 +221,12 @@ class TorchEngine:
     def _banned_tokens(self) -> Tensor:
         """Return a mask (V,) of what must never be said: control tokens that end nothing, and padding rows."""
         size = self._model.get_output_embeddings().weight.shape[0]
-        banned_V = torch.zeros(size, dtype=torch.bool)
-        banned_V[len(self._chat.tokenizer) :] = True
+        vocabulary = self._chat.tokenizer.get_vocab()
         special: Sequence[int] = getattr(self._chat.tokenizer, "all_special_ids", [])
-        control = [i for token, i in self._chat.tokenizer.get_vocab().items() if looks_like_control(token)]
-        for token_id in {*special, *control} - self._chat.stop_ids:
-            if token_id < size:
-                banned_V[token_id] = True
+        control = {number for token, number in vocabulary.items() if looks_like_control(token)}
+        allowed = (set(vocabulary.values()) - {*special, *control}) | self._chat.stop_ids
+        banned_V = torch.ones(size, dtype=torch.bool)
+        banned_V[[number for number in allowed if number < size]] = False
         return banned_V
 
 

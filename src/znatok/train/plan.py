@@ -108,23 +108,24 @@ def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], m
     where = head_weight(model).device
     batch = {k: v.to(where) for k, v in Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))]).items()}
     before, was_training = psutil.Process().memory_info().rss, model.training
+    forward_seconds, step_seconds = 0.0, 0.0
     with torch.random.fork_rng(devices=[]):
-        forward_seconds, step_seconds, grown = 0.0, 0.0, 0
         for _round in range(2):  # the first warms caches up
-            forward_seconds, step_seconds, grown = _step(model, batch, before)
+            forward_seconds, step_seconds = _step(model, batch)
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     gc.collect()
+    grown = max(
+        peak_rss_bytes() - before, 0
+    )  # at the probe's peak, unless loading took more: then too much, never less
     computed = batch["input_ids"].numel()
-    largest = max(sum(sorted((len(e.ids) for e in train), reverse=True)[:batch_size]), computed)
+    largest = max(batch_size * max(len(e.ids) for e in train), computed)
     validated = sum(len(e.ids) for e in validation) * max(1, math.ceil(plan.epochs))
     return Plan(
         **{
             **plan.to_json(),
             "seconds": plan.padded_tokens * step_seconds / computed + validated * forward_seconds / computed,
-            "peak_rss_bytes": max(
-                peak_rss_bytes(), int(before + grown * largest / computed + ADAM_BYTES * plan.trainable)
-            ),
+            "peak_rss_bytes": int(before + grown * largest / computed + ADAM_BYTES * plan.trainable),
             "probe_tokens_per_second": round(computed / step_seconds, 2),
         }
     )
@@ -139,13 +140,12 @@ def _few(train: Sequence[Example]) -> list[Example]:
     return by_length[start : start + wanted]
 
 
-def _step(model: Any, batch: dict[str, torch.Tensor], before: int) -> tuple[float, float, int]:
-    """Return seconds of the forward pass, of the whole step, and the bytes the process grew by between them."""
+def _step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Return the seconds of the forward pass and of the whole step."""
     model.train()
     started = time.perf_counter()
     hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
     total, answer_tokens = answer_loss(hidden, head_weight(model), batch["labels"])
     forward = time.perf_counter() - started
-    grown = psutil.Process().memory_info().rss - before
     (total / answer_tokens).backward()
-    return forward, time.perf_counter() - started, max(grown, 0)
+    return forward, time.perf_counter() - started
