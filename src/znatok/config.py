@@ -112,6 +112,11 @@ class TrainOptions(Options):
     save_steps: int = option(0, "optimiser steps between checkpoints; 0 for one an epoch", low=0, high=10**9)
     eval_steps: int = option(0, "optimiser steps between validations; 0 for one an epoch", low=0, high=10**9)
     keep_checkpoints: int = option(2, "how many of the newest checkpoints to keep", low=1, high=1000)
+    keep: str = option(
+        "last",
+        "which adapter to keep: of the last step, or of the lowest validation loss",
+        choices=("last", "best"),
+    )
     early_stopping: int = option(
         0, "stop after so many validations without a better loss; 0 for never", low=0, high=1000
     )

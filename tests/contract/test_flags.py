@@ -39,6 +39,7 @@ TRAIN = MODEL | {
     ("save_steps", "int", 0, None),
     ("eval_steps", "int", 0, None),
     ("keep_checkpoints", "int", 2, None),
+    ("keep", "str", "last", ("last", "best")),
     ("early_stopping", "int", 0, None),
     ("threads", "int", 0, None),
     ("resume", "bool", False, None),

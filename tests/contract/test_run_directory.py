@@ -13,7 +13,7 @@ MANIFEST = {
     *("base", "data", "lora", "options", "data_options", "seed", "dtype", "chat"),
     *("znatok", "started", "versions", "command", "machine", "plan", "result"),
 }
-RESULT = {"steps", "first_loss", "last_loss", "best", "adapter_delta_norm", "peak_rss_bytes", "wall_seconds"}
+RESULT = {"steps", "first_loss", "last_loss", "best", "kept", "adapter_delta_norm", "peak_rss_bytes", "wall_seconds"}
 PLAN = {
     *("examples", "validation", "steps", "epochs", "tokens", "padded_tokens", "answer_tokens"),
     *("trainable", "parameters", "seconds", "peak_rss_bytes", "probe_tokens_per_second"),

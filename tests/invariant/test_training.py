@@ -28,7 +28,7 @@ from znatok.train.prepare import prepare
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 SAME = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens")
-OVERFIT = {"learning_rate": 0.1, "num_train_epochs": 5}  # the validation loss is lowest early on
+OVERFIT = {"learning_rate": 0.1, "num_train_epochs": 5, "keep": "best"}  # the validation loss is lowest early on
 
 
 def history(run):
@@ -182,8 +182,18 @@ def test_the_overfitted_run_really_keeps_an_early_adapter(straight):
         _data, run = straight(**options)
         best = min(helpers.validations(run), key=lambda row: row["val_loss"])
         assert best["step"] < helpers.rows(run)[-1]["step"]
-        assert read_json(run.manifest)["result"]["best"] == {"step": best["step"], "val_loss": best["val_loss"]}
+        result = read_json(run.manifest)["result"]
+        assert result["best"] == {"step": best["step"], "val_loss": best["val_loss"]}
+        assert result["kept"] == best["step"]
     assert len(helpers.losses(run)) == 12
+
+
+def test_the_last_adapter_is_kept_unless_the_best_is_asked_for(straight):
+    _data, last = straight(**(OVERFIT | {"keep": "last"}))
+    _data, best = straight(**OVERFIT)
+    assert helpers.adapter_bytes(last) != helpers.adapter_bytes(best)
+    result = read_json(last.manifest)["result"]
+    assert result["kept"] == result["steps"] > result["best"]["step"]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("power cut")], ids=["signal", "crash"])

@@ -198,23 +198,33 @@ def prepare_resume(run: Run) -> Path | None:
     return checkpoint
 
 
+def choose_adapter(config: TrainConfig, ready: Prepared, best: Best, chosen: dict[str, Any], step: int) -> None:
+    """Put back the adapter of the lowest validation loss if ``--keep best`` asks for it; say which one stays."""
+    if chosen["step"] == step:
+        return
+    text = _("the validation loss was lowest at step {step}: {loss:.4f}", step=chosen["step"], loss=chosen["val_loss"])
+    if keeps_best(config):
+        load_weights(ready.model, best.folder)
+        say(_("{text}; keeping that adapter", text=text))
+    else:
+        say(_("{text}; keeping the last one all the same, --keep best keeps that one", text=text))
+
+
+def keeps_best(config: TrainConfig) -> bool:
+    """Tell whether the adapter of the lowest validation loss is wanted; stopping early means that it is."""
+    return config.train.keep == "best" or config.train.early_stopping > 0
+
+
 def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTrainer, best: Best) -> dict[str, Any]:
     """Check that training did something, put the best adapter in place, and return the run's figures."""
+    chosen = best.read()
+    if chosen is not None:
+        choose_adapter(config, ready, best, chosen, trainer.state.global_step)
     change = delta_norm(ready.model)
     if not change > 0:
         raise TrainingError(
             "the adapter is still zero after {steps} steps: nothing was learned; raise --learning_rate",
             steps=trainer.state.global_step,
-        )
-    chosen = best.read()
-    if chosen is not None and chosen["step"] != trainer.state.global_step:
-        load_weights(ready.model, best.folder)
-        say(
-            _(
-                "keeping the adapter of step {step}: its validation loss {loss:.4f} is the lowest",
-                step=chosen["step"],
-                loss=chosen["val_loss"],
-            )
         )
     save_adapter(ready.model, run.path, ready.loaded.source.base_name)
     ready.loaded.tokenizer.chat_template = ready.chat.jinja(config.data.system)
@@ -226,6 +236,7 @@ def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTraine
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
         "best": {"step": chosen["step"], "val_loss": chosen["val_loss"]} if chosen else None,
+        "kept": chosen["step"] if chosen and keeps_best(config) else trainer.state.global_step,
         "adapter_delta_norm": change,
         "peak_rss_bytes": peak_rss_bytes(),
     }
