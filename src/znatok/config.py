@@ -11,7 +11,7 @@ import difflib
 import math
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
@@ -233,11 +233,18 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(_("{text!r} is neither true nor false", text=text))
 
 
-def add_options(parser: argparse.ArgumentParser, group: type[Any], **defaults: Any) -> None:
-    """Add a flag for every field of an option group, under both ``--snake_case`` and ``--kebab-case``."""
+def add_options(
+    parser: argparse.ArgumentParser, group: type[Any], *, only: Collection[str] = (), **defaults: Any
+) -> None:
+    """Add a flag for every field of an option group, under both ``--snake_case`` and ``--kebab-case``.
+
+    ``only`` names the fields a command obeys, where it does not obey all: a flag without effect would be a lie.
+    """
     title = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
     box = parser.add_argument_group(_(title))
     for spec in dataclasses.fields(group):
+        if only and spec.name not in only:
+            continue
         flags = dict.fromkeys([f"--{spec.name}", f"--{spec.name.replace('_', '-')}"])
         default = defaults.get(spec.name, spec.default)
         help_text = _(spec.metadata["help"]).replace("%", "%%")

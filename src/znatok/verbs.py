@@ -32,7 +32,7 @@ def data_verb(words: list[str]) -> int:
     sample.add_argument("file", type=Path, nargs="?", default=Path("data.jsonl"))
     sample.add_argument("--row", type=int, default=1, metavar="N", help=_("which pair, counted from 1"))
     config.add_options(sample, config.ModelOptions)
-    config.add_options(sample, config.DataOptions)
+    config.add_options(sample, config.DataOptions, only=("max_length", "overlong", "system"))
     args = parser.parse_args(words)
     return check_data(args) if args.verb == "check" else show_sample(args)
 

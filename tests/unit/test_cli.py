@@ -6,7 +6,7 @@ import pytest
 
 import helpers
 import tiny
-from znatok import __version__, cli, scripts
+from znatok import __version__, cli, scripts, verbs
 from znatok.errors import (
     DataError,
     GateError,
@@ -240,3 +240,9 @@ def test_resuming_takes_what_is_not_stated_from_the_run(tmp_path):
 def test_resuming_where_no_run_was_started_is_refused(tmp_path, capsys):
     assert cli.main(["train", "--resume", "--output_dir", str(tmp_path)]) == 2
     assert "no run.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--data_path", "--val_share", "--skip_bad"])
+def test_data_show_refuses_flags_it_would_not_obey(flag):
+    with pytest.raises(UsageError, match="unrecognized"):
+        verbs.data_verb(["show", flag, "0.1"])
