@@ -114,6 +114,7 @@ def compare_verb(words: list[str]) -> int:
     seed_flag(parser)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help=_("number format"))
     json_flag(parser)
+    config.add_options(parser, config.EngineOptions)
     config.add_options(parser, config.SampleOptions)
     args = parser.parse_args(words)
     from znatok.logs import say
@@ -136,7 +137,7 @@ def compare_run(args: Any) -> tuple[Any, Any]:
     run = find(args.run)
     what = plan_comparison(run, args.questions, args.heldout, asked=args.asked, sample=sample, seed=args.test_seed)
     with held(run):
-        expert = open_expert(config.ModelOptions(model_name="", dtype=args.dtype), run, "")
+        expert = open_expert(config.ModelOptions(model_name="", dtype=args.dtype), run, "", args.engine)
         return compare(expert, run, what), run
 
 

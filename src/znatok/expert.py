@@ -2,19 +2,22 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from znatok.config import ModelOptions
 from znatok.errors import ModelError, UsageError, _
-from znatok.generate.engine import Engine, TorchEngine
 from znatok.logs import say
-from znatok.model.adapters import attach, base_only
-from znatok.model.load import Loaded, load_base
-from znatok.model.machine import device
 from znatok.runs import Run
-from znatok.tokens.chat import ChatFormat, choose_format
+
+if TYPE_CHECKING:  # heavy libraries are imported where they are needed: a fast chat starts without PEFT
+    from znatok.generate.choose import Choice, GgufBase
+    from znatok.generate.engine import Engine
+    from znatok.generate.llamacpp import LlamaServer
+    from znatok.model.load import Loaded
+    from znatok.tokens.chat import ChatFormat
 
 
 class Voice(StrEnum):
@@ -24,25 +27,80 @@ class Voice(StrEnum):
     TUNED = "tuned"
 
 
-@dataclass(frozen=True)
 class Expert:
-    """One loaded model.
+    """One model that answers.
 
     Attributes:
-        loaded: the base.
-        model: the base, or PEFT's wrapper of it when there is an adapter.
-        chat: the format it was trained in, or the one that fits.
-        system: the system message it was trained with.
-        engine: what answers.
         run: where the adapter stands, or None.
+        system: the system message it was trained with.
+        chat: the format it was trained in, or the one that fits.
+        engine: the name of what answers, ``torch`` or ``llamacpp``.
+        base_name: the base's name, as the user or the run gave it.
+        base_sha256: what identifies the base's weights.
     """
 
-    loaded: Loaded
-    model: Any
-    chat: ChatFormat
-    system: str
-    engine: Engine
-    run: Run | None
+    chat: "ChatFormat"
+    base_name: str
+    base_sha256: str
+
+    def __init__(self, options: ModelOptions, run: Run | None, system: str, choice: "Choice") -> None:
+        manifest = run.read_manifest() if run else {}
+        self._options = options
+        self._choice = choice
+        self._server: LlamaServer | None = None
+        self._engines: dict[Voice, Engine] = {}
+        self.run = run
+        self.engine = choice.engine
+        trained = manifest.get("chat", {})
+        self.system: str = trained.get("system", system)
+        asked = trained.get("format", "auto")
+        if choice.base is not None:
+            self._open_file(choice.base, asked)
+        else:
+            self._open_model(asked)
+
+    def _open_file(self, base: "GgufBase", asked: str) -> None:
+        """Start llama.cpp; while it reads the model, find the tokenizer and the format."""
+        from znatok.generate.choose import file_format
+        from znatok.generate.llamacpp import LlamaCppEngine, LlamaServer
+
+        self.base_name, self.base_sha256 = base.name, base.sha256
+        header = base.header
+        context = header.integer(f"{header.text('general.architecture')}.context_length", high=1 << 24)
+        self._server = LlamaServer(header.path, self._choice.adapter, context)
+        self.chat = file_format(base, asked)
+        sizes = (context, len(header.metadata["tokenizer.ggml.tokens"]))
+        for voice in self.voices:
+            tuned = voice is Voice.TUNED
+            self._engines[voice] = LlamaCppEngine(self._server, self.chat, sizes, tuned=tuned)
+        self._server.wait()
+
+    def _open_model(self, asked: str) -> None:
+        from znatok.generate.torch_engine import TorchEngine
+        from znatok.tokens.chat import choose_format
+
+        self.base_name, self.base_sha256 = self.loaded.source.name, self.loaded.source.sha256
+        self.chat = choose_format(self.loaded.tokenizer, self.loaded.model.get_input_embeddings().weight, asked)
+        # an adapter that does not fit is an error now, not at the first answer
+        self._engines = dict.fromkeys(self.voices, TorchEngine(self.model, self.chat))
+
+    @cached_property
+    def loaded(self) -> "Loaded":
+        """The base in torch; where llama.cpp answers, it is loaded when somebody asks for it."""
+        from znatok.model.load import load_base
+        from znatok.model.machine import device
+
+        loaded = load_base(self._options, say=say)
+        loaded.model.to(device())
+        _refuse_other_base(self.run, loaded.source.name, loaded.source.sha256)
+        return loaded
+
+    @cached_property
+    def model(self) -> Any:
+        """The base in torch, or PEFT's wrapper of it when there is an adapter; loaded like :attr:`loaded`."""
+        from znatok.model.adapters import attach
+
+        return attach(self.loaded.model, self.run.path) if self.run else self.loaded.model
 
     @property
     def voices(self) -> tuple[Voice, ...]:
@@ -50,64 +108,93 @@ class Expert:
         return (Voice.BASE, Voice.TUNED) if self.run is not None else (Voice.BASE,)
 
     @contextlib.contextmanager
-    def speaking(self, voice: Voice) -> Iterator[Engine]:
-        """Lend the engine with the adapter on or off; the base voice is bit-equal to the bare base.
+    def speaking(self, voice: Voice) -> Iterator["Engine"]:
+        """Lend the engine that speaks with this voice; the base voice is bit-equal to the bare base.
 
         Raises:
             UsageError: the tuned voice is asked for and there is no adapter.
         """
+        self._refuse_missing(voice)
+        if self._server is not None:
+            yield self._engines[voice]
+        else:
+            with self.weights(voice):
+                yield self._engines[voice]
+
+    @contextlib.contextmanager
+    def weights(self, voice: Voice) -> Iterator[Any]:
+        """Lend the torch model with the adapter on or off; UsageError like :meth:`speaking`."""
+        self._refuse_missing(voice)
+        if voice is Voice.BASE and self.run is not None:
+            from znatok.model.adapters import base_only
+
+            with base_only(self.model):
+                yield self.model
+        else:
+            yield self.model
+
+    def _refuse_missing(self, voice: Voice) -> None:
         if voice not in self.voices:
             raise UsageError("no adapter is loaded: name a trained run with --model_dir")
-        if voice is Voice.BASE and self.run is not None:
-            with base_only(self.model):
-                yield self.engine
-        else:
-            yield self.engine
 
 
-def open_expert(options: ModelOptions, run: Run | None, system: str) -> Expert:
+def open_expert(options: ModelOptions, run: Run | None, system: str, engine: str = "auto") -> Expert:
     """Load a base model and a run's adapter.
 
     Args:
         options: the base; ``model_name`` may be empty when the run's manifest names it.
         run: a run directory or any PEFT adapter directory; None for the bare base.
         system: system message where no run says which one it was trained with.
+        engine: what answers: ``torch``, ``llamacpp``, or ``auto``: llama.cpp where it fits.
 
     Raises:
         ModelError: the run was trained on another base, or holds no adapter.
+        UsageError: llama.cpp is asked for and can't answer.
+        SystemFault: the same, because it is not installed.
     """
-    manifest = run.read_manifest() if run else {}
-    trained_on = manifest.get("base", {})
-    name = options.model_name or trained_on.get("name")
+    name = options.model_name or (run.read_manifest() if run else {}).get("base", {}).get("name")
     if not name:
-        raise ModelError("{path}: no manifest.json says which base it fits; name it with --model_name", path=_path(run))
+        where = run.path if run else "--model_name"
+        raise ModelError("{path}: no manifest.json says which base it fits; name it with --model_name", path=where)
     if run and not run.has_adapter():
         raise ModelError("{path}: no adapter_model.safetensors; train first, or go on with --resume", path=run.path)
-    loaded = load_base(ModelOptions(model_name=name, dtype=options.dtype), say=say)
-    loaded.model.to(device())
-    if run and trained_on.get("sha256") not in {None, loaded.source.sha256}:
+    options = replace(options, model_name=name)
+    choice = _choose(engine, options, run)
+    expert = Expert(options, run, system, choice)
+    say(
+        _(
+            "{name}, {adapter}, {dtype}, engine {engine}",
+            name=expert.base_name,
+            adapter=run.path if run else _("no adapter"),
+            dtype=choice.base.kind if choice.base else str(expert.loaded.dtype).removeprefix("torch."),
+            engine=expert.engine + (f" ({choice.reason})" if choice.reason else ""),
+        ),
+        style="dim",
+    )
+    return expert
+
+
+def _choose(engine: str, options: ModelOptions, run: Run | None) -> "Choice":
+    from znatok.generate.choose import Choice, choose, gguf_base
+
+    if engine == "torch":
+        return Choice()
+    base = gguf_base(options.model_name, say)
+    if base is not None:
+        _refuse_other_base(run, base.name, base.sha256)
+
+    import torch
+
+    return choose(engine, options, base, run.path if run else None, cuda=torch.cuda.is_available())
+
+
+def _refuse_other_base(run: Run | None, name: str, sha256: str | None) -> None:
+    """Raise ModelError where the run's manifest names other weights."""
+    trained_on = run.read_manifest().get("base", {}) if run else {}
+    if run and trained_on.get("sha256") not in {None, sha256}:
         raise ModelError(
             "{path} was trained on {trained}, this is {given}: their weights differ; use the base it was trained on",
             path=run.path,
             trained=f"{trained_on['name']} ({trained_on['sha256'][:12]})",
-            given=f"{loaded.source.name} ({(loaded.source.sha256 or '?')[:12]})",
+            given=f"{name} ({(sha256 or '?')[:12]})",
         )
-    trained = manifest.get("chat", {})
-    weight = loaded.model.get_input_embeddings().weight
-    chat = choose_format(loaded.tokenizer, weight, trained.get("format", "auto"))
-    model = attach(loaded.model, run.path) if run else loaded.model
-    say(
-        _(
-            "{name}, {adapter}, {dtype}, engine {engine}",
-            name=loaded.source.name,
-            adapter=run.path if run else _("no adapter"),
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            engine=TorchEngine.name,
-        ),
-        style="dim",
-    )
-    return Expert(loaded, model, chat, trained.get("system", system), TorchEngine(model, chat), run)
-
-
-def _path(run: Run | None) -> object:
-    return run.path if run else "--model_name"

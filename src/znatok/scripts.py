@@ -100,6 +100,7 @@ def chat_parser(prog: str) -> config.Parser:
     talk.add_argument("--questions", metavar="FILE", help=_("answer every question of a file, then leave"))
     talk.add_argument("--system", default=None, metavar="TEXT", help=_("system message instead of the trained one"))
     talk.add_argument("--base", action="store_true", help=_("start with the base model's voice"))
+    config.add_options(parser, config.EngineOptions)
     config.add_options(parser, config.SampleOptions)
     return parser
 
@@ -139,14 +140,15 @@ def open_session(args: Any, argv: Sequence[str]) -> Any:
         raise UsageError("--test_seed {value}: expected a whole number, 0 or more", value=args.test_seed)
     model = config.from_args(config.ModelOptions, args)
     sample = config.from_args(config.SampleOptions, args)
-    from znatok.chat import ChatSession
     from znatok.expert import Voice, open_expert
     from znatok.runs import find
 
     run = find(args.model_dir) if args.model_dir else None
     if run and "model_name" not in config.explicit(argv, config.ModelOptions):
         model = config.ModelOptions(model_name="", dtype=model.dtype)
-    expert = open_expert(model, run, config.LANGUAGE_NEUTRAL_SYSTEM)
+    expert = open_expert(model, run, config.LANGUAGE_NEUTRAL_SYSTEM, args.engine)
+    from znatok.chat import ChatSession
+
     voice = Voice.BASE if args.base or run is None else Voice.TUNED
     system = expert.system if args.system is None else args.system
     return ChatSession(expert, sample, args.test_seed, system, voice)

@@ -9,8 +9,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 import tiny
 from znatok.config import LoraOptions, SampleOptions
 from znatok.errors import UsageError
-from znatok.generate.engine import Answer, Request, Stop, TorchEngine
+from znatok.generate.engine import Answer, Request, Stop
 from znatok.generate.rows import SLOTS, RowCache
+from znatok.generate.torch_engine import TorchEngine
 from znatok.model.adapters import base_only, inject
 from znatok.tokens.chat import ChatFormat, Message, Role, dialogue
 
@@ -72,7 +73,7 @@ def requests(**sample):
 def tokens(engine, asked):
     """What is said, as tokens."""
     said = [[] for _ in asked]
-    for index, token, _stop in engine._decode(asked):
+    for index, token, _stop in engine.tokens(asked):
         said[index].append(token)
     return said
 

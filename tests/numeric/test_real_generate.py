@@ -5,7 +5,8 @@ import torch
 
 import tiny
 from znatok.config import ModelOptions, SampleOptions
-from znatok.generate.engine import Request, TorchEngine
+from znatok.generate.engine import Request
+from znatok.generate.torch_engine import TorchEngine
 from znatok.model.load import load_base
 from znatok.tokens.chat import choose_format, dialogue
 
@@ -64,4 +65,4 @@ def test_greedy_answers_are_transformers_own_in_float32():
             pad_token_id=0,
             suppress_tokens=engine._banned_V.nonzero()[:, 0].tolist(),
         )[0, ids.shape[1] :].tolist()
-        assert [token for _index, token, _stop in engine._decode([request])] == wanted
+        assert [token for _index, token, _stop in engine.tokens([request])] == wanted

@@ -11,6 +11,7 @@ from znatok.config import LoraOptions, ModelOptions, SampleOptions
 from znatok.errors import DataError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
 from znatok.files import write_json
+from znatok.generate.torch_engine import TorchEngine
 from znatok.logs import printable
 from znatok.model.adapters import inject, save_adapter
 from znatok.runs import Run
@@ -35,6 +36,12 @@ def expert(tmp_path_factory):
 @pytest.fixture
 def session(expert):
     return ChatSession(expert, SampleOptions(temperature=0.8, max_new_tokens=12), 42, expert.system, Voice.TUNED)
+
+
+def spoken(session, question):
+    """Return what the session's voice answers, whatever the dialogue did with it."""
+    with session.expert.speaking(session.voice) as engine:
+        return engine.answers([session.request(question)])[0].text
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ class Interrupting(io.StringIO):
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_got(terminal, session, monkeypatch, capsys):
-    whole = session.expert.engine.answers([session.request("Что такое PLA?")])[0].text
+    whole = spoken(session, "Что такое PLA?")
     monkeypatch.setattr(sys, "stdout", Interrupting(6))
     terminal.take("Что такое PLA?")
     assert "(stopped)" in capsys.readouterr().err
@@ -204,7 +211,7 @@ def obey(terminal, session, capsys, monkeypatch):
 
     def function(line):
         with monkeypatch.context() as patch:
-            patch.setattr(type(session.expert.engine), "_decode", lambda *_: pytest.fail("the model was asked"))
+            patch.setattr(TorchEngine, "tokens", lambda *_: pytest.fail("the model was asked"))
             terminal.take(line)
         return capsys.readouterr()
 
@@ -320,7 +327,7 @@ def test_a_dialogue_that_cannot_be_saved_is_an_error_of_ours(terminal, tmp_path)
 
 
 def test_base_and_tuned_change_who_speaks(obey, session):
-    tuned = session.expert.engine.answers([session.request("Что?")])[0].text
+    tuned = spoken(session, "Что?")
     assert "now speaking: base" in obey("/base").err
     base = "".join(session.reply("Что?")).strip()
     session.history.clear()
@@ -376,7 +383,7 @@ def test_ask_answers_one_question(session, capsys):
 def test_each_question_of_a_file_is_a_dialogue_of_its_own(session, tmp_path, capsys):
     path = tmp_path / "q.txt"
     path.write_text("Что такое PLA?\n\nЧто\x1b[2J такое ABS?\n", encoding="utf-8")
-    wanted = printable(session.expert.engine.answers([session.request("Что такое PLA?")])[0].text)
+    wanted = printable(spoken(session, "Что такое PLA?"))
     answer_file(session, str(path))
     out = capsys.readouterr().out
     assert out.startswith(f"Что такое PLA?\n{wanted}\n\nЧто�[2J такое ABS?\n")

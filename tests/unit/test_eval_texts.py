@@ -10,6 +10,7 @@ def test_header_says_what_answered_and_how():
         "SHA-256 модели: " + "a" * 64,
         "Сид: 42",
         "Сэмплирование: temperature 0.7, top_p 0.9, max_new_tokens 256",
+        "Движок: torch",
         "Дата: 2026-08-01T10:00:00Z",
     ]
 

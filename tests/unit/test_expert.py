@@ -3,11 +3,13 @@ import shutil
 import pytest
 import torch
 
+import llama_files
 import tiny
 from znatok.config import LoraOptions, ModelOptions, SampleOptions
-from znatok.errors import ModelError, UsageError
+from znatok.errors import ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
-from znatok.files import write_json
+from znatok.files import sha256, write_json
+from znatok.generate import llamacpp
 from znatok.generate.engine import Request
 from znatok.model.adapters import inject, save_adapter
 from znatok.runs import Run
@@ -98,3 +100,76 @@ def test_a_run_without_an_adapter_is_refused_before_the_base_is_loaded(tmp_path)
     write_json(run.manifest, {"base": {"name": "/nowhere/at/all"}})
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors; train first"):
         open_expert(ModelOptions(model_name=""), run, "")
+
+
+# llama.cpp
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base as a GGUF file and the adapter of a run on it."""
+    folder = tmp_path_factory.mktemp("files")
+    base = llama_files.write_base(folder)
+    llama_files.write_adapter(folder / "run", base)
+    manifest = {"base": {"name": str(base), "sha256": sha256(base)}, "chat": {"format": "chatml", "system": "12"}}
+    write_json(folder / "run" / "manifest.json", manifest)
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZNATOK_HOME", str(tmp_path / "cache"))
+
+
+SHORT = Request(tuple(dialogue("12 the", "12")), SampleOptions(temperature=0, max_new_tokens=12))
+
+
+@llama_files.needs_llama
+def test_llama_cpp_speaks_in_both_voices_and_loads_no_model(files, own_cache, capsys, monkeypatch):
+    fast = open_expert(ModelOptions(model_name=""), Run(files / "run"), "")
+    assert "F32, engine llamacpp\n" in capsys.readouterr().err
+    assert (fast.engine, fast.chat.name, fast.system) == ("llamacpp", "chatml", "12")
+    exact = open_expert(ModelOptions(model_name="", dtype="float32"), Run(files / "run"), "")
+    assert "engine torch (llama.cpp can't: --dtype float32 is for torch)\n" in capsys.readouterr().err
+    for voice in Voice:
+        with fast.speaking(voice) as engine, exact.speaking(voice) as reference:
+            (said,) = llama_files.said(engine, SHORT)
+            assert max(llama_files.shortfalls(reference, SHORT, said)) < 0.03
+    assert "loaded" not in vars(fast)
+    assert fast.base_sha256 == exact.base_sha256
+
+
+@llama_files.needs_llama
+def test_losses_come_from_torch_whatever_answers(files, own_cache):
+    fast = open_expert(ModelOptions(model_name=""), Run(files / "run"), "", "llamacpp")
+    ids = torch.tensor([[1, 2, 3, 40]])
+    with fast.weights(Voice.TUNED) as model, torch.no_grad():
+        tuned = model(input_ids=ids).logits
+    with fast.weights(Voice.BASE) as model, torch.no_grad():
+        assert not torch.equal(model(input_ids=ids).logits, tuned)
+    with (
+        pytest.raises(UsageError),
+        open_expert(ModelOptions(model_name=str(files / "qwen2.gguf")), None, "").weights(Voice.TUNED),
+    ):
+        pytest.fail("spoke")
+
+
+def test_torch_asked_for_is_torch_without_a_word(files, capsys):
+    expert = open_expert(ModelOptions(model_name=str(files / "qwen2.gguf"), dtype="float32"), None, "", "torch")
+    assert expert.engine == "torch"
+    assert "engine torch\n" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_the_trained_base_is_refused_before_anything_is_converted(files, run, own_cache, tmp_path):
+    write_json(run.manifest, {"base": {"name": str(files / "qwen2.gguf"), "sha256": "0" * 64}})
+    with pytest.raises(ModelError, match="their weights differ"):
+        open_expert(ModelOptions(model_name=""), run, "")
+    assert not (tmp_path / "cache" / "lora").exists()
+
+
+def test_llama_cpp_asked_for_and_not_installed_is_an_error_with_the_remedy(files, own_cache, monkeypatch):
+    monkeypatch.setattr(llamacpp, "find_spec", lambda _name: None)
+    with pytest.raises(SystemFault, match=r"pip install 'znatok\[llamacpp\]'"):
+        open_expert(ModelOptions(model_name=str(files / "qwen2.gguf")), None, "", "llamacpp")
+    expert = open_expert(ModelOptions(model_name=str(files / "qwen2.gguf")), None, "")
+    assert expert.engine == "torch"

@@ -1,5 +1,7 @@
 """Base and tuned, asked the same with the same seed, from one loaded model.
 
+The engine the user chose answers; held-out losses always come from torch, which alone gives them.
+
 Writes ``compare/answers.jsonl``, ``compare/summary.json``, ``report.html``, three pictures and the two text files the
 project grew from. Every number in the table carries its interval and its n.
 """
@@ -111,8 +113,8 @@ def heldout_losses(expert: Expert, voice: Voice, what: Comparison) -> list[tuple
     """Return (id, summed loss in nats, answer tokens) of every held-out pair."""
     rule = EncodeRule(expert.system, max_length=2048)
     encoded = encode_pairs(what.heldout, expert.chat, rule)
-    with expert.speaking(voice):
-        found = answer_losses(expert.model, encoded.examples)
+    with expert.weights(voice) as model:
+        found = answer_losses(model, encoded.examples)
     mean = sum(total for total, _n in found) / sum(n for _t, n in found)
     say(_("{voice}: held-out loss {loss:.4f} over {n} pairs", voice=voice, loss=mean, n=len(found)))
     return [(f"heldout-{pair.line}", *loss) for pair, loss in zip(what.heldout, found, strict=True)]
@@ -177,8 +179,8 @@ def report_facts(run: Run, expert: Expert, what: Comparison) -> dict[str, Any]:
     manifest = run.read_manifest()
     result = manifest.get("result") or {}
     return {
-        "model_name": expert.loaded.source.name,
-        "base_sha256": expert.loaded.source.sha256,
+        "model_name": expert.base_name,
+        "base_sha256": expert.base_sha256,
         "adapter_sha256": sha256(run.path / "adapter_model.safetensors"),
         "command": manifest.get("command"),
         "data_path": manifest.get("data", {}).get("path"),
@@ -187,7 +189,7 @@ def report_facts(run: Run, expert: Expert, what: Comparison) -> dict[str, Any]:
         "heldout": what.heldout_name,
         "seed": what.seed,
         "sampling": asdict(what.sample),
-        "engine": expert.engine.name,
+        "engine": expert.engine,
         "dtype": manifest.get("dtype"),
         "lora": manifest.get("lora"),
         "options": manifest.get("options"),

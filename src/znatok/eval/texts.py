@@ -9,7 +9,7 @@ from znatok.eval.records import MODES, SETS, Answer, Manifest, Question, questio
 FILES = {"base": "Базовая модель.txt", "tuned": "дообученная модель.txt"}
 """File names by arm, as in the seed document."""
 
-HEADER = ("model_name", "base_sha256", "adapter_sha256", "seed", "sampling", "created")
+HEADER = ("model_name", "base_sha256", "adapter_sha256", "seed", "sampling", "engine", "created")
 
 
 def answers_text(

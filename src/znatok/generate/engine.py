@@ -1,30 +1,19 @@
 """Answers from a model: streamed or in batches, and the same either way.
 
-A text depends on the prompt, the seed, the sampling options and the thread count, and on nothing else. Three things
-make that true where ``transformers.generate`` does not (it draws from the global generator, and a batch changes the
-rounding of every row in it):
-
-* each request has a generator of its own;
-* a decoding step always computes the same number of rows, so a batch changes no row's rounding (see ``rows``);
-* attention looks at one row at a time, over that row's own keys.
-
-Shapes: R rows (``rows.SLOTS``), V vocabulary.
+A text depends on the engine, the prompt, the seed, the sampling options and the thread count, and on nothing else: not
+on what else is asked at the same time, nor on what was asked before. What an engine must do for that is to say tokens
+in :meth:`TokenEngine.tokens`; how they become text, and when a text ends, is the same for all of them and stands here.
 """
 
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Protocol
 
 from znatok.config import SampleOptions
 from znatok.errors import UsageError
-from znatok.generate.rows import ROW_ATTENTION, SLOTS, RowCache
-from znatok.generate.sampling import draw
 from znatok.generate.text import TextStream
 from znatok.tokens.chat import ChatFormat, Message, looks_like_control
 
@@ -72,35 +61,27 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Row:
-    """A request being answered."""
+class TokenEngine(ABC):
+    """An engine that says tokens; what is the same for all of those."""
 
-    index: int
-    request: Request
-    generator: torch.Generator
-    started: float
-    limit: int
-    said: list[int] = field(default_factory=list)
+    name: str
 
-
-class TorchEngine:
-    """Answers with a Hugging Face model in this process: exact, any architecture znatok loads."""
-
-    name = "torch"
-
-    def __init__(self, model: Any, chat: ChatFormat) -> None:
-        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    def __init__(self, chat: ChatFormat, context: int) -> None:
         self._chat = chat
-        self._layers = self._model.config.num_hidden_layers
-        self._context = self._model.config.max_position_embeddings
-        self._device = self._model.get_input_embeddings().weight.device
-        self._banned_V = self._banned_tokens()
+        self._context = context  # tokens the model sees, prompt and answer together
+
+    @abstractmethod
+    def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
+        """Yield (request, token, why it ended or None) in the order tokens are drawn.
+
+        Raises:
+            UsageError: a dialogue is longer than the model's context.
+        """
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer to one request in pieces of whole characters."""
         text, begun = TextStream(self._chat.tokenizer), False
-        for _, token, stop in self._decode([request]):
+        for _, token, stop in self.tokens([request]):
             piece = "" if stop is Stop.END else text.add(token)
             if stop is not None:
                 piece += _whole(text.flush(), stop)
@@ -111,7 +92,7 @@ class TorchEngine:
                 yield piece
 
     def answers(self, requests: Sequence[Request], done: Callable[[int, Answer], None] | None = None) -> list[Answer]:
-        """Answer every request; rows that end make room for the next ones.
+        """Answer every request.
 
         Raises:
             UsageError: a dialogue is longer than the model's context.
@@ -119,7 +100,7 @@ class TorchEngine:
         said: list[list[int]] = [[] for _ in requests]
         finished: list[Answer | None] = [None] * len(requests)
         started = time.perf_counter()
-        for index, token, stop in self._decode(requests):
+        for index, token, stop in self.tokens(requests):
             said[index].append(token)
             if stop is not None:
                 words = said[index][:-1] if stop is Stop.END else said[index]
@@ -130,27 +111,8 @@ class TorchEngine:
                     done(index, answer)
         return [answer for answer in finished if answer is not None]
 
-    def _decode(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
-        """Yield (request, token, why it ended or None) in the order tokens are drawn."""
-        waiting = deque(enumerate(requests))
-        cache = RowCache(self._layers)
-        rows: list[_Row | None] = [None] * SLOTS
-        while waiting or any(rows):
-            for slot in range(SLOTS):
-                if rows[slot] is None and waiting:
-                    index, request = waiting.popleft()
-                    row, logits_V = self._read_prompt(index, request, cache, slot)
-                    rows[slot] = row
-                    yield from self._take(rows, slot, logits_V, cache)
-            if not any(rows):
-                continue
-            logits_RV = self._step(rows, cache)
-            for slot in range(SLOTS):
-                if rows[slot] is not None:
-                    yield from self._take(rows, slot, logits_RV[slot], cache)
-
-    @torch.inference_mode()
-    def _read_prompt(self, index: int, request: Request, cache: RowCache, slot: int) -> tuple[_Row, Tensor]:
+    def _prompt(self, request: Request) -> tuple[list[int], int]:
+        """Return a request's prompt as ids, and how many tokens may follow it."""
         ids = self._chat.prompt_ids(request.messages)
         if len(ids) >= self._context:
             raise UsageError(
@@ -158,76 +120,19 @@ class TorchEngine:
                 n=len(ids),
                 limit=self._context,
             )
-        limit = min(request.sample.max_new_tokens, self._context - len(ids))
-        row = _Row(index, request, torch.Generator().manual_seed(request.seed), time.perf_counter(), limit)
-        cache.filling = (slot, len(ids) + limit)
-        try:
-            logits = self._forward(torch.tensor([ids]), torch.arange(len(ids))[None], cache, None)
-        finally:
-            cache.filling = None
-        cache.lengths[slot] = len(ids)
-        return row, logits[0]
+        return ids, min(request.sample.max_new_tokens, self._context - len(ids))
 
-    @torch.inference_mode()
-    def _step(self, rows: Sequence[_Row | None], cache: RowCache) -> Tensor:
-        """Compute the logits (R, V) that follow each row's last token."""
-        tokens = [row.said[-1] if row else 0 for row in rows]
-        positions = [cache.lengths[slot] if row else 0 for slot, row in enumerate(rows)]
-        cache.lengths = [n + 1 if row else 0 for n, row in zip(cache.lengths, rows, strict=True)]
-        return self._forward(torch.tensor(tokens)[:, None], torch.tensor(positions)[:, None], cache, cache.lengths)
+    def _stop(self, token: int, said: int, limit: int) -> Stop | None:
+        """Tell whether the answer ends with this token, its ``said``-th."""
+        return Stop.END if token in self._chat.stop_ids else Stop.LENGTH if said >= limit else None
 
-    def _forward(self, ids: Tensor, positions: Tensor, cache: RowCache, rows: list[int] | None) -> Tensor:
-        """Return the logits after the last token of each row, shape (rows, V).
 
-        The head is called here and on a matrix: given the model's own three-dimensional slice of the last position,
-        torch copies the whole head (0.5 GB for Qwen2.5) before it multiplies.
-        """
-        config = self._model.config
-        before, training = config._attn_implementation, self._model.training
-        config._attn_implementation = ROW_ATTENTION
-        if training:
-            self._model.eval()
-        try:
-            hidden = self._model.model(
-                input_ids=ids.to(self._device),
-                position_ids=positions.to(self._device),
-                past_key_values=cache,
-                use_cache=True,
-                rows=rows,
-            ).last_hidden_state[:, -1]
-            logits: Tensor = self._model.get_output_embeddings()(hidden.contiguous())
-        finally:
-            config._attn_implementation = before
-            if training:
-                self._model.train()
-        return logits.cpu()  # drawing takes microseconds, and is the same on every device
-
-    @torch.inference_mode()
-    def _take(
-        self, rows: list[_Row | None], slot: int, logits_V: Tensor, cache: RowCache
-    ) -> Iterator[tuple[int, int, Stop | None]]:
-        """Draw a row's next token; free the row when it ends."""
-        row = rows[slot]
-        assert row is not None
-        scores_V = logits_V.float().masked_fill(self._banned_V, -torch.inf)
-        token = draw(scores_V, row.request.sample, row.said, row.generator)
-        row.said.append(token)
-        stop = Stop.END if token in self._chat.stop_ids else Stop.LENGTH if len(row.said) >= row.limit else None
-        if stop is not None:
-            rows[slot] = None
-            cache.drop(slot)
-        yield row.index, token, stop
-
-    def _banned_tokens(self) -> Tensor:
-        """Return a mask (V,) of what must never be said: control tokens that end nothing, and padding rows."""
-        size = self._model.get_output_embeddings().weight.shape[0]
-        vocabulary = self._chat.tokenizer.get_vocab()
-        special: Sequence[int] = getattr(self._chat.tokenizer, "all_special_ids", [])
-        control = {number for token, number in vocabulary.items() if looks_like_control(token)}
-        allowed = (set(vocabulary.values()) - {*special, *control}) | self._chat.stop_ids
-        banned_V = torch.ones(size, dtype=torch.bool)
-        banned_V[[number for number in allowed if number < size]] = False
-        return banned_V
+def sayable(chat: ChatFormat) -> set[int]:
+    """Return the ids that may be said: all text, and what ends an answer; no control token that ends nothing."""
+    vocabulary = chat.tokenizer.get_vocab()
+    special: Sequence[int] = getattr(chat.tokenizer, "all_special_ids", [])
+    control = {number for token, number in vocabulary.items() if looks_like_control(token)}
+    return (set(vocabulary.values()) - {*special, *control}) | chat.stop_ids
 
 
 def _whole(text: str, stop: Stop) -> str:

@@ -1,0 +1,136 @@
+"""Answers with a Hugging Face model in this process.
+
+Three things make a text depend on its own request only, where ``transformers.generate`` does not (it draws from the
+global generator, and a batch changes the rounding of every row in it):
+
+* each request has a generator of its own;
+* a decoding step always computes the same number of rows, so a batch changes no row's rounding (see ``rows``);
+* attention looks at one row at a time, over that row's own keys.
+
+Shapes: R rows (``rows.SLOTS``), V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from znatok.generate.engine import Request, Stop, TokenEngine, sayable
+from znatok.generate.rows import ROW_ATTENTION, SLOTS, RowCache
+from znatok.generate.sampling import draw
+from znatok.tokens.chat import ChatFormat
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request being answered."""
+
+    index: int
+    request: Request
+    generator: torch.Generator
+    limit: int
+    said: list[int] = field(default_factory=list)
+
+
+class TorchEngine(TokenEngine):
+    """Answers with a Hugging Face model in this process: exact, any architecture znatok loads."""
+
+    name = "torch"
+
+    def __init__(self, model: Any, chat: ChatFormat) -> None:
+        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        super().__init__(chat, self._model.config.max_position_embeddings)
+        self._layers = self._model.config.num_hidden_layers
+        self._device = self._model.get_input_embeddings().weight.device
+        self._banned_V = self._banned_tokens()
+
+    def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
+        """Yield (request, token, why it ended or None); rows that end make room for the next ones."""
+        waiting = deque(enumerate(requests))
+        cache = RowCache(self._layers)
+        rows: list[_Row | None] = [None] * SLOTS
+        while waiting or any(rows):
+            for slot in range(SLOTS):
+                if rows[slot] is None and waiting:
+                    index, request = waiting.popleft()
+                    row, logits_V = self._read_prompt(index, request, cache, slot)
+                    rows[slot] = row
+                    yield from self._take(rows, slot, logits_V, cache)
+            if not any(rows):
+                continue
+            logits_RV = self._step(rows, cache)
+            for slot in range(SLOTS):
+                if rows[slot] is not None:
+                    yield from self._take(rows, slot, logits_RV[slot], cache)
+
+    @torch.inference_mode()
+    def _read_prompt(self, index: int, request: Request, cache: RowCache, slot: int) -> tuple[_Row, Tensor]:
+        ids, limit = self._prompt(request)
+        row = _Row(index, request, torch.Generator().manual_seed(request.seed), limit)
+        cache.filling = (slot, len(ids) + limit)
+        try:
+            logits = self._forward(torch.tensor([ids]), torch.arange(len(ids))[None], cache, None)
+        finally:
+            cache.filling = None
+        cache.lengths[slot] = len(ids)
+        return row, logits[0]
+
+    @torch.inference_mode()
+    def _step(self, rows: Sequence[_Row | None], cache: RowCache) -> Tensor:
+        """Compute the logits (R, V) that follow each row's last token."""
+        tokens = [row.said[-1] if row else 0 for row in rows]
+        positions = [cache.lengths[slot] if row else 0 for slot, row in enumerate(rows)]
+        cache.lengths = [n + 1 if row else 0 for n, row in zip(cache.lengths, rows, strict=True)]
+        return self._forward(torch.tensor(tokens)[:, None], torch.tensor(positions)[:, None], cache, cache.lengths)
+
+    def _forward(self, ids: Tensor, positions: Tensor, cache: RowCache, rows: list[int] | None) -> Tensor:
+        """Return the logits after the last token of each row, shape (rows, V).
+
+        The head is called here and on a matrix: given the model's own three-dimensional slice of the last position,
+        torch copies the whole head (0.5 GB for Qwen2.5) before it multiplies.
+        """
+        config = self._model.config
+        before, training = config._attn_implementation, self._model.training
+        config._attn_implementation = ROW_ATTENTION
+        if training:
+            self._model.eval()
+        try:
+            hidden = self._model.model(
+                input_ids=ids.to(self._device),
+                position_ids=positions.to(self._device),
+                past_key_values=cache,
+                use_cache=True,
+                rows=rows,
+            ).last_hidden_state[:, -1]
+            logits: Tensor = self._model.get_output_embeddings()(hidden.contiguous())
+        finally:
+            config._attn_implementation = before
+            if training:
+                self._model.train()
+        return logits.cpu()  # drawing takes microseconds, and is the same on every device
+
+    @torch.inference_mode()
+    def _take(
+        self, rows: list[_Row | None], slot: int, logits_V: Tensor, cache: RowCache
+    ) -> Iterator[tuple[int, int, Stop | None]]:
+        """Draw a row's next token; free the row when it ends."""
+        row = rows[slot]
+        assert row is not None
+        scores_V = logits_V.float().masked_fill(self._banned_V, -torch.inf)
+        token = draw(scores_V, row.request.sample, row.said, row.generator)
+        row.said.append(token)
+        stop = self._stop(token, len(row.said), row.limit)
+        if stop is not None:
+            rows[slot] = None
+            cache.drop(slot)
+        yield row.index, token, stop
+
+    def _banned_tokens(self) -> Tensor:
+        """Return a mask (V,) of what must never be said: control tokens that end nothing, and padding rows."""
+        size = self._model.get_output_embeddings().weight.shape[0]
+        banned_V = torch.ones(size, dtype=torch.bool)
+        banned_V[[number for number in sayable(self._chat) if number < size]] = False
+        return banned_V
