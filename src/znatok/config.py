@@ -65,7 +65,22 @@ class ModelOptions(Options):
     """Which model, in which number format."""
 
     model_name: str = option("Qwen/Qwen2.5-1.5B", "base model: a directory, a .gguf file, a catalogue name or a hub id")
-    dtype: str = option("auto", "number format of the frozen base weights", choices=("auto", "float32", "bfloat16"))
+    dtype: str = option(
+        "auto",
+        "number format of the frozen base weights; auto trains in int8 where it is fast and proves close enough",
+        choices=("auto", "float32", "bfloat16", "int8"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """What computes the answers."""
+
+    engine: str = option(
+        "auto",
+        "what answers: llamacpp is fast on CPUs and needs a GGUF model, torch takes any; auto: llamacpp where it fits",
+        choices=("auto", "torch", "llamacpp"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +135,13 @@ class TrainOptions(Options):
     early_stopping: int = option(
         0, "stop after so many validations without a better loss; 0 for never", low=0, high=1000
     )
+    pack_tokens: int = option(
+        1024,
+        "most tokens computed at once; a longer batch is computed in parts, to the same result",
+        low=16,
+        high=10**6,
+    )
+    low_memory: bool = option(False, "compute at most 256 tokens at once: less memory, a little slower")
     threads: int = option(0, "threads to compute with; 0 for one per core", low=0, high=1024)
     resume: bool = option(False, "go on from the newest complete checkpoint of --output_dir")
     force: bool = option(False, "start anew in an --output_dir that already holds a run")

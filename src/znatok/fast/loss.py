@@ -14,13 +14,24 @@ what training does. Here logits and loss are float32.
 Shapes: B examples, T tokens, N answer positions, C positions of a chunk, D width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from znatok.fast import eager
+from znatok.fast.kernels import kernels
+from znatok.fast.linear import Int8Weight
+
 CHUNK = 128  # positions; 78 MB of float32 logits for Qwen2.5's vocabulary
+
+
+def ops(tensor: Tensor) -> Any:
+    """Return the kernels for a tensor: compiled ones know float32 and bfloat16 on the CPU."""
+    known = tensor.device.type == "cpu" and tensor.dtype in {torch.float32, torch.bfloat16}
+    return kernels() if known else eager
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -32,14 +43,10 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         grad_ND = torch.empty_like(hidden_ND)
         chunks = zip(hidden_ND.split(CHUNK), target_N.split(CHUNK), grad_ND.split(CHUNK), strict=True)
         for hidden_CD, target_C, grad_CD in chunks:
-            logits_CV = F.linear(hidden_CD.to(weight_VD.dtype), weight_VD).to(total.dtype)
-            norm_C = logits_CV.logsumexp(dim=-1)
-            total += (norm_C - logits_CV.gather(1, target_C[:, None])[:, 0]).sum()
-            if not ctx.needs_input_grad[0]:
-                continue
-            slope_CV = logits_CV.sub_(norm_C[:, None]).exp_()  # softmax, in the logits' own memory
-            slope_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= 1
-            grad_CD.copy_(slope_CV.to(weight_VD.dtype) @ weight_VD)
+            logits_CV = F.linear(hidden_CD.to(weight_VD.dtype), weight_VD)
+            total += ops(logits_CV).slope_(logits_CV, target_C).to(total.dtype).sum()
+            if ctx.needs_input_grad[0]:
+                grad_CD.copy_(logits_CV @ weight_VD)  # the logits are softmax - onehot now
         ctx.save_for_backward(grad_ND)
         return total
 
@@ -48,6 +55,74 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grad_total.to(grad_ND.dtype), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Head:
+    """An output head whose backward product is int8; the forward one is float, for the loss is what is looked at.
+
+    Attributes:
+        weight: (V, D) int8, its outputs not rotated.
+        rows_VD: the head in float.
+    """
+
+    weight: Int8Weight
+    rows_VD: Tensor
+
+
+class _Int8HeadCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy, differentiable in the hidden states (through an int8 product) and once."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head: Int8Head, target_N: Tensor) -> Tensor:
+        total = torch.zeros((), device=hidden_ND.device)
+        grad_ND = torch.empty_like(hidden_ND)
+        chunks = zip(hidden_ND.split(CHUNK), target_N.split(CHUNK), grad_ND.split(CHUNK), strict=True)
+        for hidden_CD, target_C, grad_CD in chunks:
+            logits_CV = F.linear(hidden_CD.to(head.rows_VD.dtype), head.rows_VD)
+            if not ctx.needs_input_grad[0]:
+                total += kernels().slope_(logits_CV, target_C).sum()
+                continue
+            slope = kernels().slope_rounded(logits_CV, target_C, head.weight.step)
+            total += slope.loss.sum()
+            raw = head.weight.transposed(slope.rows)
+            large_CD = _rows_weighted(head.rows_VD, slope.at, slope.large)
+            grad_CD.copy_(kernels().finish(raw, head.weight.input_part(None), add_TN=large_CD))
+        ctx.save_for_backward(grad_ND)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * grad_total.to(grad_ND.dtype), None, None
+
+
+def _rows_weighted(rows_VD: Tensor, at_CL: Tensor, factor_CL: Tensor) -> Tensor:
+    """Return the sum of chosen rows times their factors, (C, D) float32; factors of 0 cost nothing."""
+    place_M, column_M = factor_CL.nonzero(as_tuple=True)
+    chosen_MD = rows_VD[at_CL[place_M, column_M]].float() * factor_CL[place_M, column_M, None]
+    return chosen_MD.new_zeros(len(at_CL), rows_VD.shape[1]).index_add_(0, place_M, chosen_MD)
+
+
+Head = Tensor | Int8Head
+"""An output head: float weights (V, D), or int8."""
+
+
+def row_loss(hidden_ND: Tensor, head: Head, target_N: Tensor) -> Tensor:
+    """Return the summed loss of rows that each predict one token.
+
+    Args:
+        hidden_ND: hidden states after the final norm; any float dtype with a float head, float32 with int8.
+        head: frozen.
+        target_N: int64 token ids.
+
+    Returns:
+        A float32 scalar in nats (float64 for float64 input).
+    """
+    function: Any = _Int8HeadCrossEntropy if isinstance(head, Int8Head) else _FrozenHeadCrossEntropy
+    total: Tensor = function.apply(hidden_ND, head, target_N)
+    return total
 
 
 def answer_loss(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, ignore: int = -100) -> tuple[Tensor, int]:
@@ -67,5 +142,4 @@ def answer_loss(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, ignore
     chosen_BT = target_BT != ignore
     hidden_ND = hidden_BTD[:, :-1][chosen_BT]
     target_N = target_BT[chosen_BT]
-    total: Tensor = _FrozenHeadCrossEntropy.apply(hidden_ND, weight_VD, target_N)  # type: ignore[no-untyped-call]
-    return total, len(target_N)
+    return row_loss(hidden_ND, weight_VD, target_N), len(target_N)

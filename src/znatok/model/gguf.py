@@ -56,7 +56,7 @@ def load_gguf(path: Path, dtype: torch.dtype, *, tied: bool | None = None) -> Gg
     """
     header = read_header(path)
     architecture = gguf_config.architecture_of(header)
-    tied = _is_tied(header) if tied is None or HEAD not in header.tensors else tied
+    tied = is_tied(header) if tied is None or HEAD not in header.tensors else tied
     tokenizer = build_tokenizer(header)
     config = gguf_config.build(header, tied=tied)
     with torch.device("meta"):
@@ -64,8 +64,8 @@ def load_gguf(path: Path, dtype: torch.dtype, *, tied: bool | None = None) -> Gg
     weights = _weights(header, model, dtype, tied=tied)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
-    _compute_buffers(model)
-    _refuse_unfilled(model)
+    compute_buffers(model)
+    refuse_unfilled(model)
     model.generation_config = GenerationConfig(**gguf_config.token_ids(header))
     model.config.dtype = dtype
     return Gguf(model.eval().requires_grad_(False), tokenizer, architecture)
@@ -73,6 +73,14 @@ def load_gguf(path: Path, dtype: torch.dtype, *, tied: bool | None = None) -> Gg
 
 def _weights(header: Header, model: PreTrainedModel, dtype: torch.dtype, *, tied: bool) -> dict[str, nn.Parameter]:
     """Read every weight the model needs; ``tied`` reads one matrix for embedding and head."""
+    largest_first = sorted(weight_sources(header, model, tied=tied).items(), key=lambda item: -item[1].nbytes)
+    with single_threaded() as workers, ThreadPoolExecutor(workers) as pool:
+        filled = pool.map(lambda item: read_weight(header, item[1], dtype), largest_first)
+        return {name: weight for (name, _tensor), weight in zip(largest_first, filled, strict=True)}
+
+
+def weight_sources(header: Header, model: PreTrainedModel, *, tied: bool) -> dict[str, Tensor]:
+    """Return where each weight of the model stands in the file; ModelError unless the file has exactly those."""
     names = tensor_names(gguf_config.architecture_of(header), model.config.num_hidden_layers)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     sources = {hf: header.tensors[ours] for ours, hf in names.items() if ours in header.tensors}
@@ -80,13 +88,10 @@ def _weights(header: Header, model: PreTrainedModel, dtype: torch.dtype, *, tied
         sources[names[EMBEDDING]] = finer(header)
         sources.pop(names[HEAD], None)
     _compare(header, expected, sources, set(names))
-    largest_first = sorted(sources.items(), key=lambda item: -item[1].nbytes)
-    with _single_threaded() as workers, ThreadPoolExecutor(workers) as pool:
-        filled = pool.map(lambda item: _weight(header, item[1], dtype), largest_first)
-        return {name: weight for (name, _tensor), weight in zip(largest_first, filled, strict=True)}
+    return sources
 
 
-def _weight(header: Header, tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+def read_weight(header: Header, tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
     """Read one tensor and undo what llama.cpp's converter did to it."""
     with header.path.open("rb") as file:
         filled = read_tensor(file, tensor, dtype, header.path, shift=gguf_config.shift(header, tensor.name))
@@ -95,7 +100,7 @@ def _weight(header: Header, tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Iterator[int]:
+def single_threaded() -> Iterator[int]:
     """Let threads started inside compute alone, each on a tensor of its own; yield how many cores there are for them.
 
     The work is thousands of operations of some 50 µs. If two cores share each one, they wait for one another after
@@ -186,7 +191,7 @@ def finer(header: Header) -> Tensor:
     return max(head, embedding, key=lambda tensor: tensor.nbytes)
 
 
-def _is_tied(header: Header) -> bool:
+def is_tied(header: Header) -> bool:
     """Decide whether head and embedding are one matrix: there is one only, or they are nearly equal."""
     embedding, head = header.tensors.get(EMBEDDING), header.tensors.get(HEAD)
     if embedding is None or head is None or embedding.shape != head.shape:
@@ -221,7 +226,7 @@ def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, pairs, -1).transpose(1, 2).reshape(weight.shape)
 
 
-def _compute_buffers(model: PreTrainedModel) -> None:
+def compute_buffers(model: PreTrainedModel) -> None:
     """Replace the buffers no checkpoint holds (rotary frequencies, Gemma's embedding scale) by computed ones."""
     backbone: Any = model.model
     backbone.rotary_emb = type(backbone.rotary_emb)(model.config)
@@ -229,7 +234,8 @@ def _compute_buffers(model: PreTrainedModel) -> None:
         backbone.embed_tokens.embed_scale = torch.tensor(backbone.embed_tokens.scalar_embed_scale)
 
 
-def _refuse_unfilled(model: PreTrainedModel) -> None:
+def refuse_unfilled(model: PreTrainedModel) -> None:
+    """Assert that nothing of the model is left on the meta device."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     unfilled = [name for name, tensor in tensors if tensor.device.type == "meta"]
     assert not unfilled, unfilled  # every architecture in the list is tested; a new transformers could add a buffer

@@ -1,7 +1,7 @@
 """From a model's name to a model ready for adapters: frozen, in evaluation mode, with its tokenizer and its origin."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,24 +12,42 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from znatok.config import ModelOptions
-from znatok.errors import ModelError, _
+from znatok.errors import ModelError, UsageError, _
+from znatok.fast.guard import saturates
+from znatok.fast.loss import Int8Head
 from znatok.model import directory, gguf
+from znatok.model.backbone import FAMILY
+from znatok.model.gguf_header import read_header
+from znatok.model.gguf_tokenizer import build_tokenizer
+from znatok.model.quantised import load_quantised
 from znatok.model.source import Kind, Source, resolve
 
 __all__ = ["Dtype", "Kind", "Loaded", "Source", "choose_dtype", "load_base", "machine_capabilities", "resolve"]
+
+FAST_INT8 = ("avx512_vnni", "amx_int8")
+"""Instruction sets with which torch multiplies int8 faster than float; without them it falls back to plain loops."""
 
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A base model and where it came from; no parameter of ``model`` is trainable."""
+    """A base model and where it came from; no parameter of ``model`` is trainable.
+
+    ``dtype`` is the one of activations, and of weights unless ``int8``.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: Source
     dtype: torch.dtype
     dtype_reason: str
+    head: Int8Head | None = None
+
+    @property
+    def int8(self) -> bool:
+        """Tell whether the projections are rounded; the head is then, too."""
+        return self.head is not None
 
 
 class Dtype(NamedTuple):
@@ -39,33 +57,74 @@ class Dtype(NamedTuple):
     reason: str
 
 
-def load_base(options: ModelOptions, *, say: Say = lambda _text: None) -> Loaded:
+def load_base(options: ModelOptions, *, training: bool = False, say: Say = lambda _text: None) -> Loaded:
     """Find, fetch if need be, check and load a base model.
 
     Args:
         options: the model's name and the wanted dtype.
+        training: whether ``auto`` may choose int8.
         say: receives a line about each step that takes time and about a doubtful choice.
 
     Raises:
         ModelError: the model can't be had or can't be used.
+        UsageError: int8 is asked for and can't be.
         SystemFault: the disk is full or not writable.
     """
     source = resolve(options.model_name, say=say)
     choice = choose_dtype(options.dtype)
+    int8 = options.dtype == "int8" or (training and options.dtype == "auto")
+    if int8 and (why := int8_obstacle(source)):
+        if options.dtype == "int8":
+            raise UsageError("--dtype int8: {why}; use --dtype auto", why=why)
+        int8 = False
+    if int8:
+        choice = Dtype(choice.dtype, _("int8: {how}", how=", ".join(_present(FAST_INT8)) or _("as requested")))
     say(_("loading {name}; {reason}", name=source.name, reason=choice.reason))
-    if source.path.is_file():
+    head: Int8Head | None = None
+    if int8:
+        (model, head), tokenizer = load_quantised(source, choice.dtype, say=say), load_tokenizer_of(source)
+    elif source.path.is_file():
         got = gguf.load_gguf(source.path, choice.dtype, tied=source.tied)
         model, tokenizer = got.model, got.tokenizer
-        source = replace(source, architecture=type(model).__name__)
     else:
         transformers.utils.logging.disable_progress_bar()  # a line was said above
         model, tokenizer = _load_directory(source.path, choice.dtype)
+    if source.path.is_file():
+        source = replace(source, architecture=type(model).__name__)
     refuse_mismatch(source.name, model, tokenizer)
     model.config._name_or_path = source.base_name  # PEFT copies it into adapters: never a path of this machine
     model.requires_grad_(False)
     return Loaded(
-        model=model.eval(), tokenizer=tokenizer, source=source, dtype=choice.dtype, dtype_reason=choice.reason
+        model=model.eval(),
+        tokenizer=tokenizer,
+        source=source,
+        dtype=choice.dtype,
+        dtype_reason=choice.reason,
+        head=head,
     )
+
+
+def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a GGUF file or of a directory."""
+    return build_tokenizer(read_header(source.path)) if source.path.is_file() else load_tokenizer(source.path)
+
+
+def int8_obstacle(source: Source) -> str:
+    """Return why this model is not to be computed in int8 on this machine, or an empty string."""
+    if torch.cuda.is_available():
+        return _("int8 is for CPUs")
+    if source.architecture not in {kind.__name__ for kind in FAMILY}:
+        return _("{name} is not built like Llama", name=source.architecture)
+    if not _present(FAST_INT8):
+        return _("this processor has no fast int8 ({names})", names=", ".join(FAST_INT8))
+    if saturates():
+        return _("this processor's int8 product is not exact")
+    return ""
+
+
+def _present(names: Sequence[str]) -> list[str]:
+    capabilities = machine_capabilities()
+    return [name for name in names if capabilities.get(name)]
 
 
 def machine_capabilities() -> Mapping[str, Any]:

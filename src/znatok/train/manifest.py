@@ -16,7 +16,11 @@ from znatok.train.prepare import Prepared
 def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
     """Return what must not change between the parts of one run."""
     ours = dataclasses.asdict(config)
-    fixed = {k: v for k, v in ours["train"].items() if k not in {"output_dir", "resume", "force", "dry_run", "threads"}}
+    fixed = {
+        k: v
+        for k, v in ours["train"].items()
+        if k not in {"output_dir", "resume", "force", "dry_run", "threads", "pack_tokens", "low_memory"}
+    }
     return {
         "base": {"name": ready.loaded.source.name, "sha256": ready.loaded.source.sha256},
         "data": {"sha256": ready.data.sha256, "pairs": len(ready.data.pairs)},
@@ -24,7 +28,7 @@ def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
         "options": fixed,
         "data_options": {k: v for k, v in ours["data"].items() if k != "data_path"},
         "seed": config.train.seed,
-        "dtype": str(ready.loaded.dtype).removeprefix("torch."),
+        "dtype": "int8" if ready.loaded.int8 else str(ready.loaded.dtype).removeprefix("torch."),
         "chat": {
             "format": ready.chat.name,
             "end_id": ready.chat.end_id,
@@ -43,6 +47,7 @@ def write_manifest(run: Run, config: TrainConfig, ready: Prepared, figures: dict
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers")},
         "command": command(config),
         "machine": machine(),
+        "engine": before.get("engine") or ready.engine.to_json(),
         "plan": before.get("plan") or ready.plan.to_json(),
         "result": figures,
     }

@@ -8,7 +8,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -16,15 +16,15 @@ import torch
 
 from znatok.config import TrainOptions
 from znatok.errors import _
-from znatok.fast.loss import answer_loss
 from znatok.logs import peak_rss_bytes
-from znatok.model.score import head_weight, hidden_states
+from znatok.model.score import head_weight
 from znatok.tokens.collate import Collator, ExampleSet
 from znatok.tokens.encode import Example
 from znatok.train.batches import LengthGroupedBatches
 from znatok.train.callbacks import duration
+from znatok.train.computation import Computation
 
-PROBE_TOKENS = 160  # a few seconds for 1.5 billion parameters on two cores
+PROBE_TOKENS = 384  # a few seconds for 1.5 billion parameters on two cores
 ADAM_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, float32
 
 
@@ -32,7 +32,8 @@ ADAM_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, f
 class Plan:
     """A run, counted and estimated; seconds are of training and validation, without loading.
 
-    ``padded_tokens`` are computed, ``tokens`` of them are text, ``answer_tokens`` are trained; all for the whole run.
+    ``tokens`` are text, ``answer_tokens`` of them are trained; ``computed_tokens`` are the rows that are computed for
+    it, more where batches are padded and fewer where shared beginnings are computed once; all for the whole run.
     """
 
     examples: int
@@ -40,10 +41,11 @@ class Plan:
     steps: int
     epochs: float
     tokens: int
-    padded_tokens: int
+    computed_tokens: int
     answer_tokens: int
     trainable: int
     parameters: int
+    batch: int = 1
     seconds: float | None = None
     peak_rss_bytes: int | None = None
     probe_tokens_per_second: float | None = None
@@ -59,10 +61,10 @@ class Plan:
             _("pairs: {train} to train, {validation} to validate", train=self.examples, validation=self.validation),
             _("steps: {steps} in {epochs:g} epochs", steps=self.steps, epochs=self.epochs),
             _(
-                "tokens: {tokens}, of them {answer} trained; computed with padding: {padded}",
+                "tokens: {tokens}, of them {answer} trained; rows computed for it: {computed}",
                 tokens=self.tokens,
                 answer=self.answer_tokens,
-                padded=self.padded_tokens,
+                computed=self.computed_tokens,
             ),
             _(
                 "adapter: {trainable} parameters, {share:.2f} % of the model's {all}",
@@ -78,31 +80,36 @@ class Plan:
         return lines
 
 
-def count(train: Sequence[Example], validation: Sequence[Example], options: TrainOptions, model: Any) -> Plan:
+def count(
+    train: Sequence[Example], validation: Sequence[Example], options: TrainOptions, model: Any, computation: Computation
+) -> Plan:
     """Count steps, tokens and parameters without computing anything."""
     order = LengthGroupedBatches([len(e.ids) for e in train], options.per_device_train_batch_size, options.seed)
     steps_per_epoch = max(1, math.ceil(len(order) / options.gradient_accumulation_steps))
     steps = options.max_steps or math.ceil(options.num_train_epochs * steps_per_epoch)
     epochs = steps / steps_per_epoch
-    padded = 0
+    computed = 0
     for epoch in range(math.ceil(epochs)):
         order.set_epoch(epoch)
         share = min(1.0, epochs - epoch)
-        padded += round(share * sum(len(b) * max(len(train[i].ids) for i in b) for b in order))
+        computed += round(share * sum(computation.rows([train[i] for i in batch]) for batch in order))
     return Plan(
         examples=len(train),
         validation=len(validation),
         steps=steps,
         epochs=round(epochs, 3),
         tokens=round(epochs * sum(len(e.ids) for e in train)),
-        padded_tokens=padded,
+        computed_tokens=computed,
         answer_tokens=round(epochs * sum(e.answer_tokens for e in train)),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in model.parameters()),
+        batch=options.per_device_train_batch_size,
     )
 
 
-def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], model: Any, batch_size: int) -> Plan:
+def probe(
+    plan: Plan, train: Sequence[Example], validation: Sequence[Example], model: Any, computation: Computation
+) -> Plan:
     """Add seconds and peak memory to a plan by computing a few examples; weights, mode and generators stay."""
     few = _few(train)
     where = head_weight(model).device
@@ -111,24 +118,27 @@ def probe(plan: Plan, train: Sequence[Example], validation: Sequence[Example], m
     forward_seconds, step_seconds = 0.0, 0.0
     with torch.random.fork_rng(devices=[]):
         for _round in range(2):  # the first warms caches up
-            forward_seconds, step_seconds = _step(model, batch)
+            forward_seconds, step_seconds = _step(computation, batch)
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     gc.collect()
     grown = max(
         peak_rss_bytes() - before, 0
     )  # at the probe's peak, unless loading took more: then too much, never less
-    computed = batch["input_ids"].numel()
-    largest = max(batch_size * max(len(e.ids) for e in train), computed)
+    computed = computation.rows(few)
+    largest = max(computation.largest(longest(train, plan)), computation.largest(few))
     validated = sum(len(e.ids) for e in validation) * max(1, math.ceil(plan.epochs))
-    return Plan(
-        **{
-            **plan.to_json(),
-            "seconds": plan.padded_tokens * step_seconds / computed + validated * forward_seconds / computed,
-            "peak_rss_bytes": int(before + grown * largest / computed + ADAM_BYTES * plan.trainable),
-            "probe_tokens_per_second": round(computed / step_seconds, 2),
-        }
+    return replace(
+        plan,
+        seconds=plan.computed_tokens * step_seconds / computed + validated * forward_seconds / computed,
+        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable),
+        probe_tokens_per_second=round(computed / step_seconds, 2),
     )
+
+
+def longest(train: Sequence[Example], plan: Plan) -> list[Example]:
+    """Return the longest examples, as many as a batch holds."""
+    return sorted(train, key=lambda example: -len(example.ids))[: plan.batch]
 
 
 def _few(train: Sequence[Example]) -> list[Example]:
@@ -140,12 +150,12 @@ def _few(train: Sequence[Example]) -> list[Example]:
     return by_length[start : start + wanted]
 
 
-def _step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+def _step(computation: Computation, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Return the seconds of the forward pass and of the whole step."""
-    model.train()
-    started = time.perf_counter()
-    hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"])
-    total, answer_tokens = answer_loss(hidden, head_weight(model), batch["labels"])
-    forward = time.perf_counter() - started
-    (total / answer_tokens).backward()
+    started, forward = time.perf_counter(), 0.0
+    parts, before = computation.parts(batch), started
+    for part in parts:
+        forward += time.perf_counter() - before
+        part.backward()
+        before = time.perf_counter()
     return forward, time.perf_counter() - started

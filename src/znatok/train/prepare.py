@@ -1,6 +1,6 @@
 """Everything that must be in hand before the first step: pairs, base, format, examples, adapter, plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from znatok.data.split import Split, split
 from znatok.errors import _
 from znatok.logs import say, warn
 from znatok.model.adapters import inject
-from znatok.model.load import Loaded, load_base
+from znatok.model.load import Loaded, choose_dtype, load_base
 from znatok.model.machine import device
 from znatok.tokens.chat import ChatFormat, choose_format
 from znatok.tokens.encode import Encoded, EncodeRule, Example, encode_pairs
+from znatok.train.engine import TrainingEngine, choose_engine
 from znatok.train.plan import Plan, count, probe
 
 
@@ -27,26 +28,47 @@ class Prepared:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     model: Any
+    engine: TrainingEngine
     plan: Plan
 
 
-def prepare(config: TrainConfig) -> Prepared:
-    """Read, split, load, encode, inject and plan; nothing is written."""
+def prepare(config: TrainConfig, stored: dict[str, Any] | None = None) -> Prepared:
+    """Read, split, load, encode, inject, choose the engine and plan; nothing is written but caches.
+
+    Args:
+        config: of the run.
+        stored: the manifest's ``engine`` of the run to be resumed; None for a new run.
+    """
     data = read_pairs(Path(config.data.data_path), skip_bad=config.data.skip_bad)
     for note in (*data.notes, *map(str, data.problems)):
         warn(note)
     parts = split(data.pairs, config.data.val_share, config.train.seed)
-    loaded = load_base(config.model, say=say)
-    loaded.model.to(device())
+    loaded = load(config, stored)
     chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
     say(_("chat format: {name}, {reason}", name=chat.name, reason=chat.reason))
     train_set, validation_set = encode_both(parts, chat, config)
     model = inject(loaded.model, config.lora, config.train.seed)
-    plan = count(train_set.examples, validation_set.examples, config.train, model)
+    engine = choose_engine(loaded, model, config, train_set.examples, stored)
+    if engine is None:  # int8 is too far off on these data
+        loaded = load_base(replace(config.model, dtype=str(loaded.dtype).removeprefix("torch.")), say=say)
+        model = inject(loaded.model, config.lora, config.train.seed)
+        engine = choose_engine(loaded, model, config, train_set.examples, stored)
+        assert engine is not None
+    say(_("engine: {name}, {reason}", name=engine.name, reason=engine.reason))
+    plan = count(train_set.examples, validation_set.examples, config.train, model, engine.computation)
     if not config.train.resume:
-        batch = config.train.per_device_train_batch_size
-        plan = probe(plan, train_set.examples, validation_set.examples, model, batch)
-    return Prepared(data, loaded, chat, train_set.examples, validation_set.examples, model, plan)
+        plan = probe(plan, train_set.examples, validation_set.examples, model, engine.computation)
+    return Prepared(data, loaded, chat, train_set.examples, validation_set.examples, model, engine, plan)
+
+
+def load(config: TrainConfig, stored: dict[str, Any] | None) -> Loaded:
+    """Load the base; a run that is resumed goes on in the number format it began with."""
+    options = config.model
+    if stored is not None and options.dtype == "auto" and stored.get("name") != "int8":
+        options = replace(options, dtype=str(choose_dtype("auto").dtype).removeprefix("torch."))
+    loaded = load_base(options, training=True, say=say)
+    loaded.model.to(device())
+    return loaded
 
 
 def encode_both(parts: Split, chat: ChatFormat, config: TrainConfig) -> tuple[Encoded, Encoded]:

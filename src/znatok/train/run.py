@@ -17,6 +17,7 @@ import transformers
 
 from znatok.config import TrainConfig
 from znatok.errors import TrainingError, UsageError, _
+from znatok.fast.memory import keep_freed_memory
 from znatok.files import write_text
 from znatok.logs import peak_rss_bytes, say, warn
 from znatok.model.adapters import delta_norm, load_weights, save_adapter
@@ -52,7 +53,7 @@ def train(config: TrainConfig) -> RunResult:
     if not (config.train.resume or config.train.dry_run):
         refuse_used(config.train.output_dir, force=config.train.force)
     set_threads(config.train.threads)
-    ready = prepare(config)
+    ready = prepare(config, stored_engine(config))
     for line in ready.plan.lines():
         say(line)
     if config.train.dry_run:
@@ -104,8 +105,14 @@ def check_options(config: TrainConfig) -> None:
         raise UsageError("--resume and --force contradict each other: go on, or start anew?")
 
 
+def stored_engine(config: TrainConfig) -> dict[str, Any] | None:
+    """Return which engine the run to be resumed was begun with; None for a new run."""
+    return find(config.train.output_dir).read_manifest().get("engine", {}) if config.train.resume else None
+
+
 def set_threads(threads: int) -> None:
-    """Compute with so many threads; 0 leaves the default, one per core."""
+    """Compute with so many threads (0 leaves the default, one per core), in memory that is kept for reuse."""
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
 
@@ -153,7 +160,14 @@ def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> Wired:
         display,
         best,
     ]
-    trainer = AnswerTrainer(ready.model, config.train, ready.train, ready.validation, run.checkpoints, callbacks)
+    trainer = AnswerTrainer(
+        ready.model,
+        ready.engine.computation,
+        config.train,
+        (ready.train, ready.validation),
+        run.checkpoints,
+        callbacks,
+    )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.write_adapter = write_adapter
     return Wired(trainer, signals, display, best)

@@ -17,29 +17,30 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from znatok.config import TrainOptions
 from znatok.errors import SystemFault, TrainingError, _
-from znatok.fast.loss import answer_loss
-from znatok.model.score import answer_losses, head_weight, hidden_states
-from znatok.tokens.collate import Collator, ExampleSet
+from znatok.tokens.collate import IGNORE, Collator, ExampleSet
 from znatok.tokens.encode import Example
 from znatok.train import checkpoints
 from znatok.train.batches import LengthGroupedBatches
 from znatok.train.callbacks import Best
+from znatok.train.computation import Computation
 
 
 class AnswerTrainer(Trainer):
-    """Trains an adapter on answer tokens."""
+    """Trains an adapter on answer tokens; ``computation`` says how their loss is computed."""
 
     control: Any
 
     def __init__(
         self,
         model: nn.Module,
+        computation: Computation,
         options: TrainOptions,
-        train: Sequence[Example],
-        validation: Sequence[Example],
+        examples: tuple[Sequence[Example], Sequence[Example]],
         folder: Path,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        train, validation = examples
+        self.computation = computation
         self.options = options
         self.folder = folder
         self.validation = list(validation)
@@ -55,23 +56,21 @@ class AnswerTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # compute_loss divides by num_items_in_batch itself
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Return the answer loss of a batch, divided by the answer tokens of its whole optimiser step."""
-        hidden_BTD = hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
-        total, count = answer_loss(hidden_BTD, head_weight(self.model), inputs["labels"])
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
-        return (loss, {}) if return_outputs else loss
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Take one forward and backward pass; a loss that is not a number ends the run."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self._stop_unless_finite(_("the loss"), float(loss))
+        """Take one forward and backward pass, part by part; a loss that is not a number ends the run.
+
+        Returns:
+            The batch's loss, divided by the answer tokens of its whole optimiser step.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        answer_tokens = (inputs["labels"] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = torch.zeros((), device=inputs["input_ids"].device)
+        for part in self.computation.parts(inputs):
+            share = part / answer_tokens
+            self._stop_unless_finite(_("the loss"), float(share.detach()))
+            self.accelerator.backward(share)
+            loss += share.detach()
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -91,7 +90,7 @@ class AnswerTrainer(Trainer):
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Return the validation loss per answer token, in nats."""
-        losses = answer_losses(self.model, self.validation)
+        losses = self.computation.losses(self.validation)
         metrics = {"eval_loss": sum(total for total, _ in losses) / sum(count for _, count in losses)}
         if not math.isfinite(metrics["eval_loss"]):
             raise TrainingError(

@@ -1,0 +1,115 @@
+"""How the loss of a batch is computed: packed by the fast engine, or padded by transformers' own layers.
+
+Both give the same loss and gradients up to rounding; a test holds them to it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from znatok.fast.backbone import Backbone
+from znatok.fast.loss import Head, answer_loss, row_loss
+from znatok.model.score import answer_losses, head_weight, hidden_states
+from znatok.tokens.collate import IGNORE
+from znatok.tokens.encode import Example
+from znatok.tokens.packing import Row, pack, pack_batch
+
+
+class Computation(Protocol):
+    """What turns examples into a loss that adapters can learn from."""
+
+    def parts(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield the summed answer losses of the parts of a padded batch, in nats.
+
+        Each part holds its activations until its backward pass is taken; take it before asking for the next.
+        """
+        ...
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Return the summed loss and the number of answer tokens of each example, without dropout or gradients."""
+        ...
+
+    def rows(self, examples: Sequence[Row]) -> int:
+        """Return how many rows a batch of these examples computes, padding included, shared tokens once."""
+        ...
+
+    def largest(self, examples: Sequence[Row]) -> int:
+        """Return how many rows of such a batch are in memory at once."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """transformers' layers and PEFT's, on any device, every example padded to the longest."""
+
+    model: Any
+
+    def parts(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield one part: the whole batch."""
+        self.model.train()
+        hidden_BTD = hidden_states(self.model, batch["input_ids"], batch["attention_mask"])
+        yield answer_loss(hidden_BTD, head_weight(self.model), batch["labels"])[0]
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Return the summed loss and the number of answer tokens of each example."""
+        return answer_losses(self.model, examples)
+
+    def rows(self, examples: Sequence[Row]) -> int:
+        """Return how many rows a batch of these examples computes, padding included."""
+        return len(examples) * max(len(example.ids) for example in examples)
+
+    def largest(self, examples: Sequence[Row]) -> int:
+        """Return how many rows of such a batch are in memory at once."""
+        return self.rows(examples)
+
+
+@dataclass(frozen=True, eq=False)
+class FastPacked:
+    """The fast engine: no padding, shared beginnings once, at most ``limit`` tokens at a time."""
+
+    backbone: Backbone
+    head: Head
+    limit: int
+    share: bool = True
+
+    def parts(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield the loss of each pack."""
+        self.backbone.training = True
+        for packed in pack_batch(rows_of(batch), self.limit, share=self.share):
+            yield row_loss(self.backbone.hidden(packed), self.head, packed.targets_N)
+
+    @torch.no_grad()
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Return the summed loss and the number of answer tokens of each example, computed one by one."""
+        self.backbone.training = False
+        packs = [pack([example]) for example in examples]
+        return [
+            (float(row_loss(self.backbone.hidden(packed), self.head, packed.targets_N)), len(packed.targets_N))
+            for packed in packs
+        ]
+
+    def rows(self, examples: Sequence[Row]) -> int:
+        """Return how many rows a batch of these examples computes."""
+        return sum(len(packed.ids_T) for packed in pack_batch(examples, self.limit, share=self.share))
+
+    def largest(self, examples: Sequence[Row]) -> int:
+        """Return how many rows of such a batch are in memory at once."""
+        return max(len(packed.ids_T) for packed in pack_batch(examples, self.limit, share=self.share))
+
+
+class _Unpadded(NamedTuple):
+    ids: tuple[int, ...]
+    answer_start: int
+
+
+def rows_of(batch: Mapping[str, Tensor]) -> list[Row]:
+    """Return the examples of a padded batch."""
+    rows: list[Row] = []
+    for ids_T, labels_T, mask_T in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        length = int(mask_T.sum())
+        answer_start = int((labels_T[:length] != IGNORE).int().argmax())
+        rows.append(_Unpadded(tuple(ids_T[:length].tolist()), answer_start))
+    return rows

@@ -1,0 +1,226 @@
+"""Every compiled kernel against its eager twin."""
+
+import pytest
+import torch
+
+from znatok.fast import compiled, eager
+from znatok.fast.compiler import build
+from znatok.fast.eager import Dropout, Part, Raw
+
+pytestmark = pytest.mark.skipif(build().library is None, reason=f"no compiled kernels: {build().reason}")
+
+T = 7
+DROPOUT = Dropout(0.25, 987654321)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(5)
+
+
+def noise(generator, *shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def group(generator, widths, rank):
+    return [Part(n, eager.block_of(n), noise(generator, rank, n)) for n in widths]
+
+
+def product(generator, width, kind):
+    """A raw product of each kind: int8 times int8, or float."""
+    if kind is torch.int32:
+        acc = torch.randint(-100000, 100000, (T, width), generator=generator, dtype=torch.int32)
+        return Raw(acc, noise(generator, T).abs() / 1e5, noise(generator, width).abs())
+    return Raw(noise(generator, T, width, dtype=kind))
+
+
+def same_rows(one, other):
+    """Rounding at exact halves may differ by one step where float32 sums differ in their last bit."""
+    torch.testing.assert_close(one.step, other.step, rtol=1e-5, atol=0)
+    difference = (one.q.int() - other.q.int()).abs()
+    assert int(difference.max()) <= 1
+    assert float(difference.float().mean()) < 0.01
+
+
+def close(one, other):
+    slack = {"rtol": 2e-2, "atol": 2e-2} if one.dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(one, other, **slack)
+
+
+@pytest.mark.parametrize("widths", [(128,), (96, 32, 64), (36,), (1536, 256)])
+def test_quantise(generator, dtype, widths):
+    x = noise(generator, T, sum(widths), dtype=dtype)
+    parts = group(generator, widths, 2)
+    for column in (None, noise(generator, sum(widths)).abs()):
+        same_rows(compiled.quantise(x, parts, column), eager.quantise(x, parts, column))
+
+
+def test_quantise_of_zeros_is_zero():
+    rows = compiled.quantise(torch.zeros(2, 64), [Part(64, 64)])
+    assert not rows.q.any()
+    assert torch.isfinite(rows.step).all()
+
+
+@pytest.mark.parametrize("shape", [(128, 5), (36, 3), (64, 9000)])
+def test_rotate_long(generator, shape):
+    x = noise(generator, *shape)
+    expected = eager.rotate_long_(x.clone(), eager.block_of(shape[0]))
+    close(compiled.rotate_long_(x.clone(), eager.block_of(shape[0])), expected)
+
+
+@pytest.mark.parametrize("width", [1, 2, 12, 64, 448, 1536])
+def test_rotation_is_its_own_inverse_and_keeps_length(generator, width):
+    x = noise(generator, 3, width)
+    turned = eager.rotate(x, eager.block_of(width))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(eager.rotate(turned, eager.block_of(width)), x, rtol=1e-4, atol=1e-5)
+
+
+def test_drop(generator, dtype):
+    x = noise(generator, T, 100, dtype=dtype)
+    assert torch.equal(compiled.drop(x, DROPOUT), eager.drop(x, DROPOUT))
+
+
+def test_dropout_is_fair():
+    kept = eager.keep_mask((400, 500), Dropout(0.1, 7)).double()
+    assert abs(float(kept.mean()) - 0.9) < 4 * (0.09 / 200_000) ** 0.5
+    assert abs(float(kept.mean(0).var()) / (0.09 / 400) - 1) < 0.3  # columns differ as chance has them differ
+    assert abs(float(kept.mean(1).var()) / (0.09 / 500) - 1) < 0.3
+    centred = kept - 0.9
+    for one, other in ((centred[:, :-1], centred[:, 1:]), (centred[:-1], centred[1:])):
+        assert abs(float((one * other).mean())) < 4 * 0.09 / 200_000**0.5  # neighbours know nothing of each other
+    assert not torch.equal(kept, eager.keep_mask((400, 500), Dropout(0.1, 8)).double())
+
+
+@pytest.mark.parametrize("dropout", [None, Dropout(), DROPOUT])
+def test_normalise(generator, dtype, dropout):
+    x, gain = noise(generator, T, 192), noise(generator, 192)
+    what = {"rounded": 64, "dropout": dropout, "plain": True, "dtype": dtype}
+    one, other = compiled.normalise(x, gain, 1e-6, **what), eager.normalise(x, gain, 1e-6, **what)
+    close(one.rstd, other.rstd)
+    same_rows(one.rows, other.rows)
+    close(one.plain, other.plain)
+    assert (one.dropped is None) == (dropout is None)
+    if dropout is not None:
+        close(one.dropped, other.dropped)
+
+
+def test_normalise_backward_is_the_derivative(generator):
+    x, gain, grad, add = (noise(generator, *shape) for shape in ((T, 48), (48,), (T, 48), (T, 48)))
+    x.requires_grad_()
+    rstd = torch.rsqrt(x.square().mean(-1) + 1e-6)
+    (expected,) = torch.autograd.grad(x * rstd[:, None] * gain, x, grad)
+    for twin in (compiled, eager):
+        got = twin.normalise_backward(grad, x.detach(), rstd.detach(), gain, None)
+        close(got, expected)
+        close(twin.normalise_backward(grad, x.detach(), rstd.detach(), gain, add), expected + add)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [Dropout(), DROPOUT])
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_finish(generator, dtype, kind, dropout, rank):
+    widths = (128, 64, 36)
+    raw, parts = product(generator, sum(widths), kind), group(generator, widths, rank)
+    what = {
+        "bias_N": noise(generator, sum(widths)),
+        "low_TR": noise(generator, T, 3 * rank),
+        "dropout": dropout,
+        "add_TN": noise(generator, T, sum(widths)),
+        "dtype": dtype,
+    }
+    close(compiled.finish(raw, parts, **what), eager.finish(raw, parts, **what))
+    close(compiled.finish(raw, parts, dtype=dtype), eager.finish(raw, parts, dtype=dtype))
+
+
+@pytest.mark.parametrize("dropout", [None, DROPOUT])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_swiglu_and_its_backward(generator, dtype, dropout, rank):
+    width = 192
+    for kind in {torch.int32, dtype}:
+        raw = product(generator, 2 * width, kind)
+        parts = group(generator, (width, width), rank or 1)
+        low = noise(generator, T, 2 * rank) if rank else None
+        what = {"rounded": 64, "dropout": dropout, "plain": True, "keep": True, "dtype": dtype}
+        one, other = compiled.swiglu(raw, parts, low, **what), eager.swiglu(raw, parts, low, **what)
+        for name in ("gate_up", "plain", *(["dropped"] if dropout else [])):
+            close(getattr(one, name), getattr(other, name))
+        same_rows(one.rows, other.rows)
+        grad = product(generator, width, kind)._replace(column=None)
+        column = noise(generator, 2 * width).abs()
+        back = {
+            "low_TR": noise(generator, T, 3) if rank else None,
+            "down_RF": noise(generator, 3, width),
+            "dropout": dropout or Dropout(),
+            "rounded": (parts, column),
+            "again": True,
+        }
+        held = [other.gate_up.clone(), other.gate_up.clone()]
+        rows = [
+            twin.swiglu_backward_(grad, 64, gate_up, **back)
+            for twin, gate_up in zip((compiled, eager), held, strict=True)
+        ]
+        close(held[0], held[1])
+        same_rows(rows[0][0], rows[1][0])
+        close(rows[0][1], rows[1][1])
+
+
+def test_swiglu_backward_is_the_derivative(generator):
+    width = 64
+    gate_up, grad = noise(generator, T, 2 * width).requires_grad_(), noise(generator, T, width)
+    gate, up = gate_up.chunk(2, dim=-1)
+    (expected,) = torch.autograd.grad(torch.nn.functional.silu(gate) * up, gate_up, grad)
+    for twin in (compiled, eager):
+        held = gate_up.detach().clone()
+        twin.swiglu_backward_(
+            Raw(grad), 1, held, low_TR=None, down_RF=None, dropout=Dropout(), rounded=None, again=False
+        )
+        close(held, expected)
+
+
+def test_rope_turns_and_turns_back(generator, dtype):
+    x, angle = noise(generator, T, 3 * 16, dtype=dtype), noise(generator, T, 8)
+    cosine, sine = angle.cos(), angle.sin()
+    one = compiled.rope_(x.clone()[:, :32], 16, cosine, sine)
+    close(one, eager.rope_(x.clone()[:, :32], 16, cosine, sine))
+    close(compiled.rope_(one, 16, cosine, sine, -1.0), x[:, :32])
+
+
+def test_kernels_leave_the_rounding_of_the_process_alone():
+    tiny = torch.tensor([1e-40])
+    compiled.quantise(torch.ones(2, 64), [Part(64, 64)])
+    assert float(tiny * 1) != 0.0  # a library linked with -ffast-math would have switched subnormal numbers off
+
+
+def test_slope_is_the_derivative_of_cross_entropy(generator, dtype):
+    logits, target = noise(generator, T, 300).mul_(3).to(dtype), torch.randint(0, 300, (T,), generator=generator)
+    scores = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(scores, target, reduction="none")
+    (slope,) = torch.autograd.grad(expected.sum(), scores)
+    for twin in (compiled, eager):
+        held = logits.clone()
+        close(twin.slope_(held, target), expected.detach().float())
+        close(held, slope.to(dtype))
+
+
+def test_rounded_slope_is_the_derivative_even_where_the_model_is_sure(generator, dtype):
+    logits, target = noise(generator, T, 500).mul_(3).to(dtype), torch.randint(0, 500, (T,), generator=generator)
+    logits[0, target[0]] = 12  # of the right answer: what is left of the slope must not vanish
+    logits[1, (target[1] + 1) % 500] = 30  # of a wrong one
+    column = noise(generator, 500).abs() + 0.5
+    scores = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(scores, target, reduction="none")
+    (slope,) = torch.autograd.grad(expected.sum(), scores)
+    twins = [twin.slope_rounded(logits, target, column) for twin in (compiled, eager)]
+    same_rows(twins[0].rows, twins[1].rows)
+    for got in twins:
+        close(got.loss, expected.detach().float())
+        whole = got.rows.q.double() * got.rows.step[:, None] / column
+        whole.scatter_add_(1, got.at, got.large.double())
+        error = (whole - slope).norm(dim=1) / slope.norm(dim=1).clamp(min=1e-4)
+        assert float(error.max()) < 0.01
