@@ -1,7 +1,7 @@
 """Whether int8 training costs quality: the historical recipe in int8 and in float32, several seeds, judged alike.
 
-Each run is ``znatok train`` with its defaults (3 epochs, rank 8, batch 4, dropout 0.1) in a process of its own; its adapter
-is then put on the bfloat16 base, and the loss per answer token of the held-out pairs is taken there, for both arms.
+Each run is ``znatok train`` with its defaults (3 epochs, rank 8, batch 4, dropout 0.1) in a process of its own; its
+adapter is then put on the bfloat16 base, and the loss per answer token of the held-out pairs is taken there.
 
     python benchmarks/quality.py [--model NAME] [--seeds 42 43 44] [--arms float32 int8] [--work DIR] [--out FILE]
 
@@ -31,7 +31,18 @@ HELDOUT = Path("data/eval/heldout.jsonl")
 def train(model: str, arm: str, seed: int, run: Path) -> dict[str, object]:
     """Train one adapter unless it is there; return its manifest."""
     if not (run / "status.json").is_file() or read_json(run / "status.json")["state"] != "finished":
-        words = ["train", "--model_name", model, "--dtype", arm, "--seed", str(seed), "--output_dir", str(run), "--force"]
+        words = [
+            "train",
+            "--model_name",
+            model,
+            "--dtype",
+            arm,
+            "--seed",
+            str(seed),
+            "--output_dir",
+            str(run),
+            "--force",
+        ]
         subprocess.run([sys.executable, "-m", "znatok", *words], check=True)
     return dict(read_json(run / "manifest.json"))
 

@@ -112,7 +112,8 @@ def compare_verb(words: list[str]) -> int:
     parser.add_argument("--heldout", type=Path, metavar="FILE", help=_("instead of data/eval/heldout.jsonl"))
     parser.add_argument("--asked", type=int, default=20, metavar="N", help=_("held-out questions to ask as well"))
     seed_flag(parser)
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help=_("number format"))
+    formats = ("auto", "float32", "bfloat16", "int8")
+    parser.add_argument("--dtype", default="auto", choices=formats, help=_("number format"))
     json_flag(parser)
     config.add_options(parser, config.EngineOptions)
     config.add_options(parser, config.SampleOptions)
@@ -137,7 +138,7 @@ def compare_run(args: Any) -> tuple[Any, Any]:
     run = find(args.run)
     what = plan_comparison(run, args.questions, args.heldout, asked=args.asked, sample=sample, seed=args.test_seed)
     with held(run):
-        expert = open_expert(config.ModelOptions(model_name="", dtype=args.dtype), run, "", args.engine)
+        expert = open_expert(config.ModelOptions(model_name="", dtype=args.dtype), run, "", args.engine, many=True)
         return compare(expert, run, what), run
 
 

@@ -21,6 +21,7 @@ from znatok.data.schema import Pair
 from znatok.errors import _
 
 FEWEST = 3  # pairs that can be split: with fewer, one side could teach or prove nothing
+COMPARED = 20_000  # pairs whose texts are compared for likeness: ten seconds, and it grows faster than their number
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ def split(pairs: Sequence[Pair], share: float, seed: int) -> Split:
     return Split(
         train=tuple(pair for place, pair in enumerate(pairs) if place not in taken),
         validation=tuple(pair for place, pair in enumerate(pairs) if place in taken),
-        notes=_remarks(len(taken), target, max(map(len, parts)), len(pairs)),
+        notes=(*_unlike(len(pairs)), *_remarks(len(taken), target, max(map(len, parts)), len(pairs))),
     )
 
 
 def groups(pairs: Sequence[Pair]) -> list[list[int]]:
-    """Return the groups of tied pairs as lists of places, largest first."""
+    """Return the groups of tied pairs as lists of places, largest first.
+
+    In more than ``COMPARED`` pairs only shared facts and equal texts tie.
+    """
     parent = list(range(len(pairs)))
 
     def root(place: int) -> int:
@@ -85,7 +89,7 @@ def groups(pairs: Sequence[Pair]) -> list[list[int]]:
     for place, pair in enumerate(pairs):
         for key in (*comparable(pair).items(), *(("fact", fact) for fact in pair.fact_ids)):
             parent[root(place)] = root(holder.setdefault(key, place))
-    for part in ("prompt", "response"):
+    for part in ("prompt", "response") if len(pairs) <= COMPARED else ():
         firsts = {text: place for (kind, text), place in holder.items() if kind == part}
         for i, j in _similar_places(firsts, root):
             parent[root(j)] = root(i)
@@ -129,6 +133,18 @@ def _choose(sizes: Sequence[int], target: int) -> list[int]:
         chosen.append(added[total])
         total -= sizes[added[total]]
     return chosen
+
+
+def _unlike(total: int) -> tuple[str, ...]:
+    if total <= COMPARED:
+        return ()
+    return (
+        _(
+            "{total} pairs: only equal texts and shared facts keep pairs together; likeness is looked for up to {n}",
+            total=total,
+            n=COMPARED,
+        ),
+    )
 
 
 def _remarks(taken: int, target: int, largest: int, total: int) -> tuple[str, ...]:

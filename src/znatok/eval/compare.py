@@ -190,7 +190,7 @@ def report_facts(run: Run, expert: Expert, what: Comparison) -> dict[str, Any]:
         "seed": what.seed,
         "sampling": asdict(what.sample),
         "engine": expert.engine,
-        "dtype": manifest.get("dtype"),
+        "dtype": expert.loaded.format,
         "lora": manifest.get("lora"),
         "options": manifest.get("options"),
         "plan": manifest.get("plan"),

@@ -1,10 +1,11 @@
 """Keys, values and attention kept apart row by row, so that no answer depends on its neighbours.
 
-A decoding step always computes :data:`SLOTS` rows, whether one is in use or all. A matrix product with the same number
-of rows rounds each row the same way, and reading the weights costs more than computing with them, so the idle rows are
-nearly free (bfloat16, two cores: 41 ms for 8 rows against 39 ms for 1).
+A decoding step always computes the same number of rows, whether one is in use or all. A matrix product with the same
+number of rows rounds each row the same way, and reading the weights costs more than computing with them, so the idle
+rows of :data:`SLOTS` are nearly free (bfloat16, two cores: 41 ms for 8 rows against 39 ms for 1). int8 weights are half
+the bytes and multiply twice as fast, so a model in int8 has more: :data:`INT8_SLOTS`.
 
-Shapes: R rows (:data:`SLOTS`), T prompt tokens, H query heads, K key heads, E head width.
+Shapes: R rows, T prompt tokens, H query heads, K key heads, E head width.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 SLOTS = 8
+INT8_SLOTS = 32
 ROW_ATTENTION = "znatok_rows"
 
 
@@ -24,10 +26,10 @@ class RowCache:
     Stands in for a transformers ``Cache``: the models call nothing of it but :meth:`update`.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.keys: list[list[Tensor | None]] = [[None] * SLOTS for _ in range(layers)]
-        self.values: list[list[Tensor | None]] = [[None] * SLOTS for _ in range(layers)]
-        self.lengths = [0] * SLOTS
+    def __init__(self, layers: int, slots: int = SLOTS) -> None:
+        self.keys: list[list[Tensor | None]] = [[None] * slots for _ in range(layers)]
+        self.values: list[list[Tensor | None]] = [[None] * slots for _ in range(layers)]
+        self.lengths = [0] * slots
         self.filling: tuple[int, int] | None = None  # (row, capacity) while a prompt is read
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:

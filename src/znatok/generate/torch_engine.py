@@ -7,7 +7,7 @@ global generator, and a batch changes the rounding of every row in it):
 * a decoding step always computes the same number of rows, so a batch changes no row's rounding (see ``rows``);
 * attention looks at one row at a time, over that row's own keys.
 
-Shapes: R rows (``rows.SLOTS``), V vocabulary.
+Shapes: R rows (``slots``), V vocabulary.
 """
 
 from collections import deque
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from znatok.generate.engine import Request, Stop, TokenEngine, sayable
-from znatok.generate.rows import ROW_ATTENTION, SLOTS, RowCache
+from znatok.generate.rows import INT8_SLOTS, ROW_ATTENTION, SLOTS, RowCache
 from znatok.generate.sampling import draw
+from znatok.model.backbone import is_rounded
 from znatok.tokens.chat import ChatFormat
 
 
@@ -44,16 +45,17 @@ class TorchEngine(TokenEngine):
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         super().__init__(chat, self._model.config.max_position_embeddings)
         self._layers = self._model.config.num_hidden_layers
+        self._slots = INT8_SLOTS if is_rounded(self._model) else SLOTS
         self._device = self._model.get_input_embeddings().weight.device
         self._banned_V = self._banned_tokens()
 
     def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
         """Yield (request, token, why it ended or None); rows that end make room for the next ones."""
         waiting = deque(enumerate(requests))
-        cache = RowCache(self._layers)
-        rows: list[_Row | None] = [None] * SLOTS
+        cache = RowCache(self._layers, self._slots)
+        rows: list[_Row | None] = [None] * self._slots
         while waiting or any(rows):
-            for slot in range(SLOTS):
+            for slot in range(self._slots):
                 if rows[slot] is None and waiting:
                     index, request = waiting.popleft()
                     row, logits_V = self._read_prompt(index, request, cache, slot)
@@ -62,7 +64,7 @@ class TorchEngine(TokenEngine):
             if not any(rows):
                 continue
             logits_RV = self._step(rows, cache)
-            for slot in range(SLOTS):
+            for slot in range(self._slots):
                 if rows[slot] is not None:
                     yield from self._take(rows, slot, logits_RV[slot], cache)
 

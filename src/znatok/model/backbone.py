@@ -40,6 +40,11 @@ def obstacle(model: Any) -> str:
     return ""
 
 
+def is_rounded(model: Any) -> bool:
+    """Tell whether the model's projections are int8."""
+    return any(isinstance(module, FrozenLinear) for module in model.modules())
+
+
 def base_of(model: Any) -> PreTrainedModel:
     """Return the transformers model inside PEFT's wrapper, if there is one."""
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -50,7 +55,7 @@ def build_backbone(model: Any, *, dropout: float = 0.0) -> Backbone:
     """Return the backbone of a model that :func:`obstacle` finds nothing against.
 
     Args:
-        model: with float or int8 projections, adapters attached or not.
+        model: with float or int8 projections, adapters attached or not; those that are switched off are left out.
         dropout: on the adapters' inputs while training.
     """
     base: Any = base_of(model)
@@ -91,7 +96,9 @@ def _layer(layer: Any, config: Any) -> Layer:
 
 def _group(modules: Sequence[Any]) -> Group:
     projections = [module.base_layer if isinstance(module, LoraLayer) else module for module in modules]
-    adapters = tuple(_adapter(module) for module in modules if isinstance(module, LoraLayer))
+    adapters = tuple(
+        _adapter(module) for module in modules if isinstance(module, LoraLayer) and not module.disable_adapters
+    )
     return Group(_weight(projections), adapters)
 
 

@@ -45,6 +45,11 @@ class Loaded:
     head: Int8Head | None = None
 
     @property
+    def format(self) -> str:
+        """Return the number format of the weights in a word."""
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
+
+    @property
     def int8(self) -> bool:
         """Tell whether the projections are rounded; the head is then, too."""
         return self.head is not None

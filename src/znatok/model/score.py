@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from znatok.fast.loss import answer_loss
+from znatok.fast.loss import answer_loss, row_loss
+from znatok.model.backbone import build_backbone, is_rounded, obstacle
 from znatok.tokens.collate import Collator, ExampleSet
 from znatok.tokens.encode import Example
+from znatok.tokens.packing import pack
 
 
 def hidden_states(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -27,12 +29,21 @@ def head_weight(model: Any) -> Tensor:
     return weight_VD.detach()
 
 
+def _int8_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
+    backbone, head = build_backbone(model), head_weight(model)
+    packs = [pack([example]) for example in examples]
+    return [(float(row_loss(backbone.hidden(p), head, p.targets_N)), len(p.targets_N)) for p in packs]
+
+
 @torch.no_grad()
 def answer_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
     """Return the summed loss in nats and the number of answer tokens of each example.
 
-    Examples are computed one by one: padding would cost time and change the rounding.
+    Examples are computed one by one: padding would cost time and change the rounding. The fast engine computes a model
+    in int8; one in float goes through transformers' own layers, the reference everything else is measured by.
     """
+    if is_rounded(model) and not obstacle(model):
+        return _int8_losses(model, examples)
     was_training = model.training
     model.eval()
     weight_VD = head_weight(model)

@@ -14,7 +14,7 @@ Two formats exist:
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -66,8 +66,8 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     bos_token_id: int | None
 
-    def __call__(self, text: str, **kwargs: Any) -> Any:
-        """Encode."""
+    def __call__(self, text: str | list[str], **kwargs: Any) -> Any:
+        """Encode one text, or many at once."""
         ...
 
     def __len__(self) -> int:
@@ -111,10 +111,37 @@ class ChatFormat:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokenise text in which nothing is a control token."""
+        if (learned := self._learned.get(text)) is not None:
+            return list(learned)
         ids: list[int] = []
         for part in self._inside_control.split(_neutral(text)):
             ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+        return list(self._shared(ids))
+
+    def learn_texts(self, dialogues: Iterable[Sequence[Message]], answers: Iterable[str]) -> None:
+        """Tokenise the texts of many prompts and answers at once; asked for one by one next, they are at hand.
+
+        A call of the tokenizer costs more than the text it is given. What was learned before is forgotten.
+        """
+        texts = {run for messages in dialogues for run in self._runs(self._prompt(messages)) if isinstance(run, str)}
+        texts |= {text.strip() for text in answers}
+        whole = [text for text in texts if self._inside_control.split(_neutral(text)) == [text]]
+        found = self.tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"] if whole else []
+        self._learned.clear()
+        self._learned.update(zip(whole, map(self._shared, found), strict=True))
+
+    @cached_property
+    def _learned(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def _shared(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """Return ids as numbers that all examples share: a hundred thousand of them would fill memory otherwise."""
+        numbers = self._numbers
+        return tuple(numbers[i] if i < len(numbers) else i for i in ids)
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return list(range(len(self.tokenizer)))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Render a dialogue up to the point where the assistant is to speak.
@@ -125,10 +152,10 @@ class ChatFormat:
         Returns:
             Token ids; the answer's ids can be appended as they are.
         """
-        pieces: list[str | int] = list(self._bos)
-        for position, message in enumerate(messages):
-            pieces += self._turn(message.role, message.text.strip(), first=position == 0)
-        return self._encode([*pieces, *self._opening])
+        ids: list[int] = []
+        for run in self._runs(self._prompt(messages)):
+            ids += self.text_ids(run) if isinstance(run, str) else run
+        return ids
 
     def answer_ids(self, text: str) -> list[int]:
         """Render an answer: its tokens and the end token, exactly what is trained."""
@@ -146,13 +173,17 @@ class ChatFormat:
         # all at once: a system message may hold the word END
         return re.sub("SYSTEM|END|BOS", lambda found: json.dumps(quoted[found[0]], ensure_ascii=False), template)
 
-    def _encode(self, pieces: Sequence[str | int]) -> list[int]:
-        """Tokenise each run of text as a whole, as any program that renders a template to one string does."""
-        ids: list[int] = []
+    def _prompt(self, messages: Sequence[Message]) -> list[str | int]:
+        pieces: list[str | int] = list(self._bos)
+        for position, message in enumerate(messages):
+            pieces += self._turn(message.role, message.text.strip(), first=position == 0)
+        return [*pieces, *self._opening]
+
+    def _runs(self, pieces: Sequence[str | int]) -> Iterator[str | list[int]]:
+        """Yield each run of text as a whole, as any program that renders a template to one string tokenises it."""
         for is_text, run in groupby(pieces, lambda piece: isinstance(piece, str)):
             parts = list(run)
-            ids += self.text_ids("".join(map(str, parts))) if is_text else [int(number) for number in parts]
-        return ids
+            yield "".join(map(str, parts)) if is_text else [int(number) for number in parts]
 
     def _turn(self, role: Role, text: str, *, first: bool) -> list[str | int]:
         if self.name == "chatml":

@@ -14,6 +14,7 @@ from znatok.errors import DataError, _
 from znatok.tokens.chat import ChatFormat, dialogue
 
 SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|\n+")
+TOGETHER = 1000  # pairs tokenised at once
 LEAST_ANSWER = 8  # tokens; less room than this is a question that does not fit, not an answer to be shortened
 
 
@@ -61,7 +62,10 @@ def encode_pairs(pairs: Sequence[Pair], chat: ChatFormat, rule: EncodeRule) -> E
         DataError: a question leaves no room for an answer, or an answer is too long and the rule is ``refuse``.
     """
     examples, notes = [], []
-    for pair in pairs:
+    for place, pair in enumerate(pairs):
+        if place % TOGETHER == 0:
+            few = pairs[place : place + TOGETHER]
+            chat.learn_texts([dialogue(p.prompt, rule.system) for p in few], [p.response for p in few])
         prompt = chat.prompt_ids(dialogue(pair.prompt, rule.system))
         room = rule.max_length - len(prompt)
         answer = chat.answer_ids(pair.response)

@@ -94,13 +94,26 @@ def pack_batch(examples: Sequence[Row], limit: int, *, share: bool = True) -> li
 
     Examples keep their order; a single example longer than the limit has a pack of its own.
     """
-    packs: list[list[Row]] = []
+    return [pack(group, share=share) for group in _groups(examples, limit)]
+
+
+def pack_sizes(examples: Sequence[Row], limit: int, *, share: bool = True) -> list[int]:
+    """Return how many rows each pack of :func:`pack_batch` has, without laying them out."""
+    sizes = []
+    for group in _groups(examples, limit):
+        prefix = common_prefix(group) if share else 0
+        sizes.append(sum(len(example.ids) for example in group) - prefix * (len(group) - 1))
+    return sizes
+
+
+def _groups(examples: Sequence[Row], limit: int) -> list[list[Row]]:
+    groups: list[list[Row]] = []
     size = 0
     for example in examples:
-        if packs and size + len(example.ids) <= limit:
-            packs[-1].append(example)
+        if groups and size + len(example.ids) <= limit:
+            groups[-1].append(example)
             size += len(example.ids)
         else:
-            packs.append([example])
+            groups.append([example])
             size = len(example.ids)
-    return [pack(group, share=share) for group in packs]
+    return groups

@@ -15,7 +15,7 @@ from znatok.fast.loss import Head, answer_loss, row_loss
 from znatok.model.score import answer_losses, head_weight, hidden_states
 from znatok.tokens.collate import IGNORE
 from znatok.tokens.encode import Example
-from znatok.tokens.packing import Row, pack, pack_batch
+from znatok.tokens.packing import Row, pack, pack_batch, pack_sizes
 
 
 class Computation(Protocol):
@@ -93,11 +93,11 @@ class FastPacked:
 
     def rows(self, examples: Sequence[Row]) -> int:
         """Return how many rows a batch of these examples computes."""
-        return sum(len(packed.ids_T) for packed in pack_batch(examples, self.limit, share=self.share))
+        return sum(pack_sizes(examples, self.limit, share=self.share))
 
     def largest(self, examples: Sequence[Row]) -> int:
         """Return how many rows of such a batch are in memory at once."""
-        return max(len(packed.ids_T) for packed in pack_batch(examples, self.limit, share=self.share))
+        return max(pack_sizes(examples, self.limit, share=self.share))
 
 
 class _Unpadded(NamedTuple):

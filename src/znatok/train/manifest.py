@@ -28,7 +28,7 @@ def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
         "options": fixed,
         "data_options": {k: v for k, v in ours["data"].items() if k != "data_path"},
         "seed": config.train.seed,
-        "dtype": "int8" if ready.loaded.int8 else str(ready.loaded.dtype).removeprefix("torch."),
+        "dtype": ready.loaded.format,
         "chat": {
             "format": ready.chat.name,
             "end_id": ready.chat.end_id,
