@@ -45,6 +45,7 @@ HISTORICAL = {
 TRAIN_VERBS, CHAT_VERBS = "`train`, `plan`, `demo`, `train_model.py`", "`chat`, `ask`, `chatting.py`"
 GROUPS: dict[type[Any], str] = {
     config.ModelOptions: f"{TRAIN_VERBS}, {CHAT_VERBS}",
+    config.EngineOptions: f"{CHAT_VERBS}, `compare`",
     config.DataOptions: TRAIN_VERBS,
     config.LoraOptions: TRAIN_VERBS,
     config.TrainOptions: TRAIN_VERBS,

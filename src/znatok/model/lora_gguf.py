@@ -166,7 +166,7 @@ def _pairs(
     }
     if strangers := sorted(tensors.keys() - needed):
         raise ModelError(
-            "{path}: {name} has no place among the projections of this base; expected the adapter of another base, or"
+            "{path}: {name} has no place among the projections of this base; take an adapter of this base, or"
             " answer with --engine torch",
             path=adapter_dir / WEIGHTS,
             name=strangers[0],
