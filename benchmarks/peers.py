@@ -39,13 +39,11 @@ class Clock(TrainerCallback):
         self.first_step_ended = self.first_step_ended or time.perf_counter()
 
 
-def prepared(model: str, data: Any, dtype: str, most: int) -> tuple[Any, list[Example]]:
-    """Return the base in float and the first ``most`` examples, in the file's order."""
+def prepared(model: str, data: Any, dtype: str) -> tuple[Any, list[Example]]:
+    """Return the base in float and all examples; the peers draw their batches from them by chance, as they do."""
     loaded = load_base(ModelOptions(model_name=model, dtype=dtype))
     chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
-    return loaded, list(
-        encode_pairs(read_pairs(data).pairs[:most], chat, EncodeRule(LANGUAGE_NEUTRAL_SYSTEM, 512)).examples
-    )
+    return loaded, list(encode_pairs(read_pairs(data).pairs, chat, EncodeRule(LANGUAGE_NEUTRAL_SYSTEM, 512)).examples)
 
 
 def arguments(steps: int, **more: Any) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def arguments(steps: int, **more: Any) -> dict[str, Any]:
 
 def stock(model: str, data: Any, dtype: str, steps: int) -> dict[str, Any]:
     """Train as the historical script does: Trainer and PEFT, padded batches, dropout 0.1, logits of every position."""
-    loaded, examples = prepared(model, data, dtype, 4 * steps)
+    loaded, examples = prepared(model, data, dtype)
     adapted = get_peft_model(
         loaded.model,
         LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=list(TARGETS), task_type="CAUSAL_LM"),
@@ -103,7 +101,7 @@ def trl(model: str, data: Any, steps: int) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    loaded, examples = prepared(model, data, "bfloat16", 4 * steps)
+    loaded, examples = prepared(model, data, "bfloat16")
     rows = [
         {"input_ids": list(e.ids), "completion_mask": [0] * e.answer_start + [1] * e.answer_tokens} for e in examples
     ]

@@ -14,6 +14,9 @@ import pytest
 import torch
 
 import tiny
+from znatok.fast.compiler import build
+from znatok.fast.guard import saturates
+from znatok.model import load
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci")
@@ -37,6 +40,32 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer() -> Any:
     """Return the tiny tokenizer."""
     return tiny.tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    build()  # into the user's own cache: it takes seconds, and is the same for all
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def int8_here(_session_home: Path) -> Iterator[None]:
+    """Let int8 (with bfloat16) be chosen on any processor, and keep rounded models out of the user's cache."""
+    if saturates():
+        pytest.skip("this processor's int8 product is not exact")
+    real = load.machine_capabilities
+    with pytest.MonkeyPatch.context() as patch:  # a context of its own: tests undo theirs midway
+        patch.setenv("ZNATOK_HOME", str(_session_home))
+        patch.setattr(load, "machine_capabilities", lambda: {**real(), "avx512_vnni": True, "avx512_bf16": True})
+        yield
+
+
+@pytest.fixture(params=["float32", "int8"])
+def trained_in(request: pytest.FixtureRequest) -> str:
+    """Return the number format of a run: what is exact, and what users get."""
+    if request.param == "int8":
+        request.getfixturevalue("int8_here")
+    return str(request.param)
 
 
 @pytest.fixture

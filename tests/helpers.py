@@ -24,11 +24,11 @@ ROW_KEYS = {
 }
 
 
-def settings(model_dir, data, output_dir, *, lora=None, data_options=None, **train_options):
-    """Return a configuration in float32, with a learning rate at which the tiny model learns in a few steps."""
+def settings(model_dir, data, output_dir, *, lora=None, data_options=None, dtype="float32", **train_options):
+    """Return a configuration with a learning rate at which the tiny model learns in a few steps."""
     options = {"learning_rate": 5e-3, "threads": 1, "output_dir": str(output_dir)} | train_options
     return TrainConfig(
-        model=ModelOptions(model_name=str(model_dir), dtype="float32"),
+        model=ModelOptions(model_name=str(model_dir), dtype=dtype),
         data=DataOptions(data_path=str(data), **(data_options or {})),
         lora=LoraOptions(**(lora or {})),
         train=TrainOptions(**options),

@@ -12,7 +12,7 @@ SYSTEM = "Ты знаток своего дела. Отвечай точно, п
 # name, type, default, choices
 MODEL = {
     ("model_name", "str", "Qwen/Qwen2.5-1.5B", None),
-    ("dtype", "str", "auto", ("auto", "float32", "bfloat16")),
+    ("dtype", "str", "auto", ("auto", "float32", "bfloat16", "int8")),
 }
 TRAIN = MODEL | {
     ("data_path", "str", "data.jsonl", None),
@@ -41,6 +41,8 @@ TRAIN = MODEL | {
     ("keep_checkpoints", "int", 2, None),
     ("keep", "str", "last", ("last", "best")),
     ("early_stopping", "int", 0, None),
+    ("pack_tokens", "int", 1024, None),
+    ("low_memory", "bool", False, None),
     ("threads", "int", 0, None),
     ("resume", "bool", False, None),
     ("force", "bool", False, None),
@@ -52,6 +54,7 @@ CHAT = MODEL | {
     ("questions", "str", None, None),
     ("system", "str", None, None),
     ("base", "switch", False, None),
+    ("engine", "str", "auto", ("auto", "torch", "llamacpp")),
     ("temperature", "float", 0.7, None),
     ("top_p", "float", 0.9, None),
     ("top_k", "int", 0, None),

@@ -11,12 +11,12 @@ from znatok.train.prepare import prepare
 
 MANIFEST = {
     *("base", "data", "lora", "options", "data_options", "seed", "dtype", "chat"),
-    *("znatok", "started", "versions", "command", "machine", "plan", "result"),
+    *("znatok", "started", "versions", "command", "machine", "engine", "plan", "result"),
 }
 RESULT = {"steps", "first_loss", "last_loss", "best", "kept", "adapter_delta_norm", "peak_rss_bytes", "wall_seconds"}
 PLAN = {
-    *("examples", "validation", "steps", "epochs", "tokens", "padded_tokens", "answer_tokens"),
-    *("trainable", "parameters", "seconds", "peak_rss_bytes", "probe_tokens_per_second"),
+    *("examples", "validation", "steps", "epochs", "tokens", "computed_tokens", "answer_tokens"),
+    *("trainable", "parameters", "batch", "seconds", "peak_rss_bytes", "probe_tokens_per_second"),
 }
 
 
@@ -56,6 +56,8 @@ def test_the_manifest_says_what_the_run_was_made_of_and_what_it_came_to(run, con
     assert manifest.keys() == MANIFEST
     assert manifest["result"].keys() == RESULT
     assert manifest["plan"].keys() == PLAN
+    assert manifest["engine"].keys() == {"name", "reason", "float_groups", "guard"}
+    assert (manifest["engine"]["name"], manifest["engine"]["guard"]) == ("float32", None)
     assert manifest["versions"].keys() == {"torch", "transformers", "peft", "accelerate", "tokenizers"}
     assert manifest["base"].keys() == {"name", "sha256"}
     assert manifest["data"].keys() == {"sha256", "pairs", "path"}

@@ -8,23 +8,57 @@ import torch
 import helpers
 import tiny
 from znatok.errors import DataError, ModelError, SystemFault, TrainingError, UsageError
+from znatok.fast.backbone import Backbone
 from znatok.files import read_json
 from znatok.model import score
-from znatok.train import checkpoints, trainer
+from znatok.train import checkpoints, computation, engine
+from znatok.train.trainer import AnswerTrainer
 
 NAN = torch.tensor(float("nan"))
 
 
-def spoil_after(monkeypatch, calls, value, module=trainer):
-    """Make the hidden states of the training loop ``value`` after so many good batches."""
-    real, seen = module.hidden_states, [0]
+@pytest.fixture(params=["fast", "int8", "transformers"])
+def computed_by(request):
+    """Return options that make a run compute with each of the engines."""
+    if request.param == "int8":
+        request.getfixturevalue("int8_here")
+        yield {"dtype": "int8"}
+    elif request.param == "fast":
+        yield {"dtype": "float32"}
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "obstacle", lambda _model: "a test asks for it")
+            yield {"dtype": "float32"}
 
-    def spoiled(model, ids_BT, mask_BT):
-        hidden_BTD = real(model, ids_BT, mask_BT)
+
+def change_hidden(monkeypatch, change, during="training_step"):
+    """Let ``change(hidden states, count)`` have what any engine computes inside a method of the trainer."""
+    method, seen, inside = getattr(AnswerTrainer, during), [0], [False]
+
+    def counted(*arguments, **options):
         seen[0] += 1
-        return hidden_BTD if seen[0] <= calls else hidden_BTD * value
+        inside[0] = True
+        try:
+            return method(*arguments, **options)
+        finally:
+            inside[0] = False
 
-    monkeypatch.setattr(module, "hidden_states", spoiled)
+    def changed(real):
+        def compute(*arguments):
+            hidden = real(*arguments)
+            return change(hidden, seen[0]) if inside[0] else hidden
+
+        return compute
+
+    monkeypatch.setattr(AnswerTrainer, during, counted)
+    monkeypatch.setattr(Backbone, "hidden", changed(Backbone.hidden))
+    for module in (computation, score):
+        monkeypatch.setattr(module, "hidden_states", changed(module.hidden_states))
+
+
+def spoil_after(monkeypatch, calls, value, during="training_step"):
+    """Make the hidden states of the training loop ``value`` after so many good batches."""
+    change_hidden(monkeypatch, lambda hidden, count: hidden if count <= calls else hidden * value, during)
 
 
 def no_constant(name):
@@ -43,48 +77,45 @@ def assert_failed(run, *, steps):
 
 @pytest.mark.parametrize("value", [NAN, torch.tensor(float("inf"))], ids=["nan", "inf"])
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(
-    tiny_dir, pairs_file, tmp_path, monkeypatch, value
+    tiny_dir, pairs_file, tmp_path, monkeypatch, computed_by, value
 ):
     spoil_after(monkeypatch, 5, value)
     with pytest.raises(TrainingError, match=r"step 6: the loss is nan; try a --learning_rate below 0\.005"):
-        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, **computed_by)
     assert_failed(tmp_path / "run", steps=5)
     kept = checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail)
     assert kept.name == "step-000004"
 
 
-def test_a_failed_run_goes_on_from_its_last_good_checkpoint(tiny_dir, pairs_file, tmp_path, monkeypatch):
+def test_a_failed_run_goes_on_from_its_last_good_checkpoint(tiny_dir, pairs_file, tmp_path, monkeypatch, computed_by):
+    options = {"save_steps": 2} | computed_by
     spoil_after(monkeypatch, 5, NAN)
     with pytest.raises(TrainingError):
-        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", **options)
     monkeypatch.undo()
-    helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, resume=True)
-    straight = helpers.trained(tiny_dir, pairs_file, tmp_path / "straight", save_steps=2)
+    helpers.trained(tiny_dir, pairs_file, tmp_path / "run", resume=True, **options)
+    straight = helpers.trained(tiny_dir, pairs_file, tmp_path / "straight", **options)
     assert helpers.adapter_bytes(tmp_path / "run") == helpers.adapter_bytes(straight)
 
 
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_reaches_the_weights(
-    tiny_dir, pairs_file, tmp_path, monkeypatch
+    tiny_dir, pairs_file, tmp_path, monkeypatch, computed_by
 ):
-    real, seen = trainer.answer_loss, [0]
+    def poisoned(hidden, count):
+        if count == 3:
+            hidden.register_hook(lambda gradient: gradient * NAN)
+        return hidden
 
-    def poisoned(hidden_BTD, weight_VD, labels_BT):
-        total, count = real(hidden_BTD, weight_VD, labels_BT)
-        seen[0] += 1
-        if seen[0] == 3:
-            hidden_BTD.register_hook(lambda gradient: gradient * NAN)
-        return total, count
-
-    monkeypatch.setattr(trainer, "answer_loss", poisoned)
+    change_hidden(monkeypatch, poisoned)
     with pytest.raises(TrainingError, match=r"step 3: .*gradient is nan"):
-        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, **computed_by)
     assert_failed(tmp_path / "run", steps=2)
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run(tiny_dir, pairs_file, tmp_path, monkeypatch):
-    spoil_after(monkeypatch, 1, NAN, module=score)
+def test_a_validation_loss_that_is_no_number_ends_the_run(tiny_dir, pairs_file, tmp_path, monkeypatch, computed_by):
+    spoil_after(monkeypatch, 1, NAN, during="evaluate")
     with pytest.raises(TrainingError, match="step 6: the validation loss is nan"):
-        helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", **computed_by)
     assert_failed(tmp_path / "run", steps=6)
 
 

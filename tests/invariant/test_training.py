@@ -1,6 +1,6 @@
 """What must stay true of training however it is cut up: equal runs for equal settings, to the bit where it is promised.
 
-The runs are real: :func:`znatok.train.run.train` on a tiny Qwen2 in float32, one thread.
+The runs are real: :func:`znatok.train.run.train` on a tiny Qwen2, in float32 and in int8, one thread.
 """
 
 import signal
@@ -28,12 +28,20 @@ from znatok.train.prepare import prepare
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 SAME = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens")
-OVERFIT = {"learning_rate": 0.1, "num_train_epochs": 5, "keep": "best"}  # the validation loss is lowest early on
+OVERFIT = {"learning_rate": 0.05, "num_train_epochs": 5, "keep": "best"}
+"""With the pairs below, the validation loss is lowest at its first measurement, whatever the rounding."""
+UNLIKE = [(question, "Да, да, да, да.") for question, _answer in tiny.PAIRS[:-1]] + [(tiny.PAIRS[-1][0], "7 / 8 = 9")]
+"""The seed 42 puts the last pair to validation: the better the others are known, the less it is expected."""
 
 
 def history(run):
     """Return all that two equal runs must have in common, to the last bit."""
     return [{key: row[key] for key in SAME} for row in helpers.rows(run)], helpers.validations(run)
+
+
+def risen(run):
+    """Return what was learned from zero: the adapter's B matrices as one vector."""
+    return torch.cat([tensor.flatten() for name, tensor in helpers.adapter(run).items() if "lora_B" in name])
 
 
 def stop_after(monkeypatch, step, error=None):
@@ -58,7 +66,7 @@ def undisturbed(monkeypatch):
 
 
 @pytest.mark.parametrize(("pairs", "splits"), [(4, [(4, 1), (2, 2), (1, 4)]), (5, [(5, 1), (3, 2), (1, 5)])])
-def test_accumulated_batches_train_as_one(tiny_dir, tmp_path, pairs, splits):
+def test_accumulated_batches_train_as_one(tiny_dir, tmp_path, pairs, splits, trained_in):
     """A mean of the batches' means would weigh short answers more (transformers#24725)."""
     data = tiny.write_pairs(tmp_path / "few.jsonl", tiny.PAIRS[:pairs])
     runs = [
@@ -71,12 +79,17 @@ def test_accumulated_batches_train_as_one(tiny_dir, tmp_path, pairs, splits):
             num_train_epochs=6,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=steps,
+            dtype=trained_in,
         )
         for batch, steps in splits
     ]
     whole = runs[0]
     assert len(helpers.losses(whole)) == 6
     for part in runs[1:]:
+        if trained_in == "int8":  # gradients of shared tokens are summed before they are rounded, or after
+            assert helpers.losses(part) == pytest.approx(helpers.losses(whole), abs=5e-4)
+            assert torch.cosine_similarity(risen(part), risen(whole), dim=0) > 0.995
+            continue
         assert helpers.losses(part) == pytest.approx(helpers.losses(whole), abs=1e-5)
         for name, tensor in helpers.adapter(whole).items():
             torch.testing.assert_close(helpers.adapter(part)[name], tensor, rtol=0, atol=1e-5)
@@ -117,9 +130,9 @@ def test_padding_changes_neither_loss_nor_gradient(tiny_dir, pairs_file, tmp_pat
 # Repeating and resuming
 
 
-def test_a_seed_decides_everything(tiny_dir, pairs_file, tmp_path):
+def test_a_seed_decides_everything(tiny_dir, pairs_file, tmp_path, trained_in):
     first, again, other = (
-        helpers.trained(tiny_dir, pairs_file, tmp_path / name, seed=seed)
+        helpers.trained(tiny_dir, pairs_file, tmp_path / name, seed=seed, dtype=trained_in)
         for name, seed in [("first", 1), ("again", 1), ("other", 2)]
     )
     assert helpers.adapter_bytes(first) == helpers.adapter_bytes(again)
@@ -131,11 +144,13 @@ def test_a_seed_decides_everything(tiny_dir, pairs_file, tmp_path):
 def straight(tiny_dir, tmp_path_factory):
     """Return a function that gives an uninterrupted run with certain options, trained once."""
     folder = tmp_path_factory.mktemp("straight")
-    data = tiny.write_pairs(folder / "pairs.jsonl")
+    plain = tiny.write_pairs(folder / "pairs.jsonl")
+    unlike = tiny.write_pairs(folder / "unlike.jsonl", UNLIKE)
     runs = {}
 
     def get(**options):
         key = repr(sorted(options.items()))
+        data = unlike if options.get("learning_rate") == OVERFIT["learning_rate"] else plain
         if key not in runs:
             runs[key] = helpers.trained(tiny_dir, data, folder / f"run-{len(runs)}", **options)
         return data, runs[key]
@@ -156,10 +171,29 @@ def straight(tiny_dir, tmp_path_factory):
         pytest.param([4], {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}, id="accumulated"),
         pytest.param([4], {"max_steps": 8}, id="limited steps"),
         pytest.param([7], OVERFIT, id="best was early"),
-        pytest.param([6, 10], OVERFIT | {"early_stopping": 1}, id="stops early"),
+        pytest.param([6, 10], OVERFIT | {"early_stopping": 3}, id="stops early"),
     ],
 )
 def test_a_resumed_run_equals_a_straight_one_to_the_bit(tiny_dir, straight, tmp_path, monkeypatch, stops, options):
+    check_resuming(tiny_dir, straight, tmp_path, monkeypatch, stops, options)
+
+
+@pytest.mark.usefixtures("int8_here")
+@pytest.mark.parametrize(
+    ("stops", "options"),
+    [
+        pytest.param([4], {}, id="mid-epoch"),
+        pytest.param([2, 5, 6], {}, id="three times"),
+        pytest.param([4], {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}, id="accumulated"),
+        pytest.param([3], {"pack_tokens": 64}, id="in parts"),
+    ],
+)
+def test_a_resumed_int8_run_equals_a_straight_one_to_the_bit(tiny_dir, straight, tmp_path, monkeypatch, stops, options):
+    check_resuming(tiny_dir, straight, tmp_path, monkeypatch, stops, {"dtype": "auto"} | options)
+    assert read_json(tmp_path / "parts" / "manifest.json")["engine"]["name"] == "int8"
+
+
+def check_resuming(tiny_dir, straight, tmp_path, monkeypatch, stops, options):
     data, whole = straight(**options)
     parts = tmp_path / "parts"
     for round_, step in enumerate(stops):
@@ -178,10 +212,10 @@ def test_a_resumed_run_equals_a_straight_one_to_the_bit(tiny_dir, straight, tmp_
 
 
 def test_the_overfitted_run_really_keeps_an_early_adapter(straight):
-    for options in (OVERFIT, OVERFIT | {"early_stopping": 1}):
+    for options in (OVERFIT, OVERFIT | {"early_stopping": 3}):
         _data, run = straight(**options)
         best = min(helpers.validations(run), key=lambda row: row["val_loss"])
-        assert best["step"] < helpers.rows(run)[-1]["step"]
+        assert best["step"] == 3 < helpers.rows(run)[-1]["step"]
         result = read_json(run.manifest)["result"]
         assert result["best"] == {"step": best["step"], "val_loss": best["val_loss"]}
         assert result["kept"] == best["step"]
@@ -198,7 +232,7 @@ def test_the_last_adapter_is_kept_unless_the_best_is_asked_for(straight):
 
 @pytest.mark.parametrize("error", [None, RuntimeError("power cut")], ids=["signal", "crash"])
 def test_a_run_cut_off_as_it_stops_early_does_not_train_on(tiny_dir, straight, tmp_path, monkeypatch, error):
-    options = OVERFIT | {"early_stopping": 1}
+    options = OVERFIT | {"early_stopping": 3}
     data, whole = straight(**options)
     if error is None:
         stop_after(monkeypatch, 12)
@@ -258,9 +292,11 @@ def test_a_run_stopped_before_any_checkpoint_starts_again(tiny_dir, straight, tm
     assert helpers.adapter_bytes(parts) == helpers.adapter_bytes(whole)
 
 
-@pytest.mark.parametrize("options", [{}, OVERFIT | {"early_stopping": 1}], ids=["all steps", "stopped early"])
-def test_resuming_a_finished_run_changes_nothing(tiny_dir, pairs_file, tmp_path, options):
+@pytest.mark.parametrize("options", [{}, OVERFIT | {"early_stopping": 3}], ids=["all steps", "stopped early"])
+def test_resuming_a_finished_run_changes_nothing(tiny_dir, tmp_path, options):
+    pairs_file = tiny.write_pairs(tmp_path / "pairs.jsonl", UNLIKE)
     run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", **options)
+    assert len(helpers.losses(run)) == (12 if options else 9)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
     helpers.trained(tiny_dir, pairs_file, run.path, resume=True, **options)
     after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}

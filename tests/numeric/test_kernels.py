@@ -183,6 +183,23 @@ def test_swiglu_backward_is_the_derivative(generator):
         close(held, expected)
 
 
+@pytest.mark.parametrize("gate", [-88.8, -100.0, -1e4, 88.8, 1e4])
+def test_swiglu_of_a_gate_far_from_zero_is_a_number(dtype, gate):
+    """exp(89) is infinite in float32, and 1 / infinity is not a number under -ffast-math's reciprocals."""
+    held = torch.tensor([[gate, 2.0]]).to(dtype).repeat_interleave(64, dim=1)
+    parts, form = [Part(64), Part(64)], {"rounded": 64, "dropout": None, "plain": True, "keep": True, "dtype": dtype}
+    for twin in (compiled, eager):
+        out = twin.swiglu(Raw(held.clone()), parts, None, **form)
+        close(out.plain, torch.full((1, 64), max(2 * gate, 0.0)).to(dtype))
+        assert torch.isfinite(out.rows.step).all()
+        slope = out.gate_up.clone()
+        twin.swiglu_backward_(
+            *(Raw(torch.ones(1, 64, dtype=dtype)), 1, slope),
+            **{"low_TR": None, "down_RF": None, "dropout": Dropout(), "rounded": None, "again": False},
+        )
+        close(slope, torch.tensor([[2.0 * (gate > 0), max(gate, 0.0)]]).to(dtype).repeat_interleave(64, dim=1))
+
+
 def test_rope_turns_and_turns_back(generator, dtype):
     x, angle = noise(generator, T, 3 * 16, dtype=dtype), noise(generator, T, 8)
     cosine, sine = angle.cos(), angle.sin()

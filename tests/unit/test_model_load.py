@@ -313,7 +313,7 @@ def test_what_is_said_names_the_model_and_the_reason_for_its_dtype(tiny_dir):
 
 
 def test_a_tied_catalogue_model_is_not_compared_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "_is_tied", None)  # a call would be a TypeError
+    monkeypatch.setattr(gguf, "is_tied", None)  # a call would be a TypeError
     model = gguf_files.model("qwen2")
     path = gguf_files.write(tmp_path / "t.gguf", model, head=model.model.embed_tokens.weight)
     assert gguf.load_gguf(path, torch.float32, tied=True).model.config.tie_word_embeddings

@@ -25,6 +25,7 @@ from znatok.train.callbacks import duration
 from znatok.train.computation import Computation
 
 PROBE_TOKENS = 384  # a few seconds for 1.5 billion parameters on two cores
+COUNTED = 10_000  # examples; with more, the rows of the first epoch stand for those of the others
 ADAM_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, float32
 
 
@@ -88,11 +89,12 @@ def count(
     steps_per_epoch = max(1, math.ceil(len(order) / options.gradient_accumulation_steps))
     steps = options.max_steps or math.ceil(options.num_train_epochs * steps_per_epoch)
     epochs = steps / steps_per_epoch
-    computed = 0
+    computed = rows = 0
     for epoch in range(math.ceil(epochs)):
-        order.set_epoch(epoch)
-        share = min(1.0, epochs - epoch)
-        computed += round(share * sum(computation.rows([train[i] for i in batch]) for batch in order))
+        if epoch == 0 or len(train) <= COUNTED:
+            order.set_epoch(epoch)
+            rows = sum(computation.rows([train[i] for i in batch]) for batch in order)
+        computed += round(min(1.0, epochs - epoch) * rows)
     return Plan(
         examples=len(train),
         validation=len(validation),
@@ -131,7 +133,8 @@ def probe(
     return replace(
         plan,
         seconds=plan.computed_tokens * step_seconds / computed + validated * forward_seconds / computed,
-        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable),
+        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + COUNTED = 10_000  # examples; with more, the rows of the first epoch stand for those of the others
+ADAM_BYTES * plan.trainable),
         probe_tokens_per_second=round(computed / step_seconds, 2),
     )
 
