@@ -133,8 +133,7 @@ def probe(
     return replace(
         plan,
         seconds=plan.computed_tokens * step_seconds / computed + validated * forward_seconds / computed,
-        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + COUNTED = 10_000  # examples; with more, the rows of the first epoch stand for those of the others
-ADAM_BYTES * plan.trainable),
+        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable),
         probe_tokens_per_second=round(computed / step_seconds, 2),
     )
 
