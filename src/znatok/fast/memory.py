@@ -1,9 +1,13 @@
-"""The C library's allocator, told to keep what is freed."""
+"""The C library's allocator, told to keep what is freed, within limits."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
+SLACK = 512 << 20  # bytes; holes between blocks of changing sizes may take so much before they are given back
 
 
 def keep_freed_memory() -> bool:
@@ -12,10 +16,42 @@ def keep_freed_memory() -> bool:
     By default every large tensor is mapped anew, and each of its pages is zeroed by the kernel on first touch: for the
     intermediate tensors of a training step that can cost more time than the arithmetic on them.
     """
+    mallopt = _glibc("mallopt")
+    return mallopt is not None and bool(mallopt(MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+class Holes:
+    """Gives memory back when the holes in it have grown: batches of changing length leave ever more of them.
+
+    The first step's memory is the measure; giving back costs the next step its page faults, so it is done rarely.
+    """
+
+    def __init__(self) -> None:
+        self._measure: int | None = None
+
+    def close(self) -> bool:
+        """Call after a step; return whether memory was given back."""
+        resident = resident_bytes()
+        if self._measure is None:
+            self._measure = resident
+        trim = _glibc("malloc_trim")
+        if trim is None or resident <= self._measure + SLACK:
+            return False
+        trim(0)
+        return True
+
+
+def resident_bytes() -> int:
+    """Return the memory this process has in RAM now; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
+
+
+def _glibc(name: str) -> Any:
+    """Return a function of glibc, or None where the C library is another one."""
     if not sys.platform.startswith("linux"):
-        return False
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(mallopt(MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(TRIM_THRESHOLD, 2**31 - 1))
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None

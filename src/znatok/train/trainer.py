@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from znatok.config import TrainOptions
 from znatok.errors import SystemFault, TrainingError, _
+from znatok.fast.memory import Holes
 from znatok.tokens.collate import IGNORE, Collator, ExampleSet
 from znatok.tokens.encode import Example
 from znatok.train import checkpoints
@@ -46,6 +47,7 @@ class AnswerTrainer(Trainer):
         self.validation = list(validation)
         self.write_adapter: Callable[[Path], None] = lambda _folder: None
         self._stage = folder
+        self._holes = Holes()
         super().__init__(
             model=model,
             args=training_arguments(options, folder, validate=bool(validation)),
@@ -71,6 +73,7 @@ class AnswerTrainer(Trainer):
             self._stop_unless_finite(_("the loss"), float(share.detach()))
             self.accelerator.backward(share)
             loss += share.detach()
+        self._holes.close()
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
