@@ -248,7 +248,8 @@ void finish_rows(const A* acc, const float* s, const float* column, int64_t T, i
   }
 }
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+// exp(89) is infinite, and -ffast-math makes 1 / infinity not a number
+inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(std::fmin(-x, 80.0f))); }
 
 template <class A, class C>
 void swiglu_rows(const A* acc, const float* s, const float* column, int64_t T, int64_t F, const Part* parts, const float* low,

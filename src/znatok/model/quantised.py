@@ -202,20 +202,28 @@ def _open_directory(path: Path) -> Checkpoint:
     config = kind.config_class.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):
         model = kind(config)
-    needed = tuple(name for name, _parameter in model.named_parameters())
+    needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in checked.weights:
-        with safe_open(file, framework="pt") as opened:
-            files |= dict.fromkeys(opened.keys(), file)
-    if missing := sorted(set(needed) - files.keys()):
-        raise ModelError(
-            "{path}: {count} {what}, the first is {name}; expected the weights of a plain {architecture}",
-            path=path,
-            count=len(missing),
-            what="missing keys",
-            name=missing[0],
-            architecture=checked.architecture,
-        )
+        found = directory.safetensors_shapes(file)
+        files |= dict.fromkeys(found, file)
+        shapes |= found
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for what, names in (
+        ("missing keys", needed.keys() - shapes.keys()),
+        ("mismatched keys", {name for name in needed.keys() & shapes.keys() if needed[name] != shapes[name]}),
+        ("unexpected keys", shapes.keys() - needed.keys() - tied),
+    ):
+        if names:
+            raise ModelError(
+                "{path}: {count} {what}, the first is {name}; expected the weights of a plain {architecture}",
+                path=path,
+                count=len(names),
+                what=what,
+                name=min(names),
+                architecture=checked.architecture,
+            )
 
     def read(name: str, dtype: torch.dtype) -> Tensor:
         with safe_open(files[name], framework="pt") as opened:
@@ -223,4 +231,4 @@ def _open_directory(path: Path) -> Checkpoint:
         return weight.to(dtype, copy=True).contiguous()
 
     generation = GenerationConfig.from_model_config(config)
-    return Checkpoint(config, kind, read, needed, generation)
+    return Checkpoint(config, kind, read, tuple(needed), generation)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from znatok.config import TrainConfig
-from znatok.errors import _
+from znatok.errors import UsageError, _
 from znatok.fast.compiler import build
 from znatok.fast.guard import Verdict, judge, with_floats
 from znatok.logs import say, warn
@@ -64,6 +64,10 @@ def choose_engine(
         stored: the manifest's ``engine`` of a run being resumed, whose decisions are kept; None for a new run.
     """
     why = _("CUDA") if device().type == "cuda" else obstacle(model)
+    if why and loaded.int8:
+        if config.model.dtype == "int8":
+            raise UsageError("--dtype int8: {why}; use --dtype auto", why=why)
+        return None
     if why:
         return TrainingEngine(computation=Padded(model), name="transformers", reason=why)
     backbone = build_backbone(model, dropout=config.lora.lora_dropout)
@@ -85,8 +89,9 @@ def choose_engine(
         if config.model.dtype != "int8":
             return None
         warn(_("int8 is used all the same, as --dtype int8 asks"))
+    floats = verdict.floats if verdict.passed else ()  # what is stated is what computes, for a resumed run goes by it
     packed = replace(packed, backbone=chosen)
-    return TrainingEngine(computation=packed, name="int8", reason=kernels, verdict=verdict, floats=verdict.floats)
+    return TrainingEngine(computation=packed, name="int8", reason=kernels, verdict=verdict, floats=floats)
 
 
 def _judged(config: TrainConfig, train: Sequence[Example]) -> list[Example]:

@@ -106,8 +106,9 @@ def check_options(config: TrainConfig) -> None:
 
 
 def stored_engine(config: TrainConfig) -> dict[str, Any] | None:
-    """Return which engine the run to be resumed was begun with; None for a new run."""
-    return find(config.train.output_dir).read_manifest().get("engine", {}) if config.train.resume else None
+    """Return which engine the run to be resumed was begun with; None for a run that has not begun."""
+    manifest = find(config.train.output_dir).read_manifest() if config.train.resume else {}
+    return manifest.get("engine", {}) if manifest else None  # a run older than int8 names no engine: it began in float
 
 
 def set_threads(threads: int) -> None:
