@@ -70,11 +70,11 @@ class Int8Head:
     rows_VD: Tensor
 
 
-class _Int8HeadCrossEntropy(torch.autograd.Function):
+class _Int8HeadCrossEntropy(_FrozenHeadCrossEntropy):
     """Summed cross-entropy, differentiable in the hidden states (through an int8 product) and once."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head: Int8Head, target_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head: Int8Head, target_N: Tensor) -> Tensor:  # type: ignore[override]
         total = torch.zeros((), device=hidden_ND.device)
         grad_ND = torch.empty_like(hidden_ND)
         chunks = zip(hidden_ND.split(CHUNK), target_N.split(CHUNK), grad_ND.split(CHUNK), strict=True)
@@ -90,12 +90,6 @@ class _Int8HeadCrossEntropy(torch.autograd.Function):
             grad_CD.copy_(kernels().finish(raw, head.weight.input_part(None), add_TN=large_CD))
         ctx.save_for_backward(grad_ND)
         return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
-        (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grad_total.to(grad_ND.dtype), None, None
 
 
 def _rows_weighted(rows_VD: Tensor, at_CL: Tensor, factor_CL: Tensor) -> Tensor:
