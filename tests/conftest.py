@@ -15,7 +15,7 @@ import torch
 
 import tiny
 from znatok.fast.compiler import build
-from znatok.fast.guard import saturates
+from znatok.fast.product import INT_MM
 from znatok.model import load
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
@@ -51,7 +51,7 @@ def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def int8_here(_session_home: Path) -> Iterator[None]:
     """Let int8 (with bfloat16) be chosen on any processor, and keep rounded models out of the user's cache."""
-    if saturates():
+    if not INT_MM.exact():
         pytest.skip("this processor's int8 product is not exact")
     real = load.machine_capabilities
     with pytest.MonkeyPatch.context() as patch:  # a context of its own: tests undo theirs midway

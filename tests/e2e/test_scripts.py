@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import helpers
 import tiny
@@ -305,3 +306,21 @@ def test_training_whose_messages_nobody_reads_ends_without_a_traceback(place, tm
     assert "Traceback" not in first
     assert process.wait(timeout=300) in {0, 1, 141}
     assert not (tmp_path / "run").exists() or helpers.status(tmp_path / "run") in {"finished", "interrupted"}
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx2"), reason="no AVX2 here")
+def test_where_there_is_avx2_only_int8_trains_with_7_bits(tiny_dir, pairs_file, tmp_path):
+    """oneDNN is told to use nothing newer; the claim that this processor has VNNI is then found to be false."""
+    words = ("--model_name", tiny_dir, "--data_path", pairs_file, "--output_dir", "run", "--dtype", "int8")
+    done = helpers.script(
+        *("znatok", "train", *words, "--num_train_epochs", "2"),
+        cwd=tmp_path,
+        ONEDNN_MAX_CPU_ISA="AVX2",
+        ZNATOK_HOME=str(tmp_path / "home"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "int8: oneDNN, 7 bits" in done.stderr
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert manifest["engine"]["name"] == "int8"
+    assert manifest["engine"]["guard"]["gradient_cosine"] > 0.9
+    assert manifest["result"]["adapter_delta_norm"] > 0

@@ -10,6 +10,7 @@ from znatok.fast import block, compiled, eager, linear, loss
 from znatok.fast.compiler import build
 from znatok.fast.eager import Dropout
 from znatok.fast.linear import FloatWeight
+from znatok.generate.rows import RowCache
 from znatok.model.backbone import build_backbone, obstacle
 from znatok.tokens.packing import pack
 
@@ -92,6 +93,32 @@ def test_hidden_states_are_those_of_the_answer_rows_in_their_order(model):
         ]
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
     assert len(found) == len(packed.targets_N)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settled", [False, True], ids=["as it trains", "answering"])
+def test_a_prompt_and_what_follows_token_by_token_give_what_the_whole_gives(model, settled):
+    """Several rows at once, of several lengths, one slot idle."""
+    examples = packs.rows()[:3]
+    backbone = build_backbone(model)
+    expected = [model.get_base_model().model(input_ids=torch.tensor([e.ids])).last_hidden_state[0] for e in examples]
+    if settled:
+        backbone = backbone.answering()
+    cache, slots, prompt = RowCache(len(backbone.layers), 4), (3, 0, 2), 5
+    for slot, example, wanted in zip(slots, examples, expected, strict=True):
+        cache.filling = (slot, len(example.ids))
+        ids = torch.tensor(example.ids[:prompt])
+        found = backbone.continued(ids, torch.arange(prompt), cache.attend)
+        torch.testing.assert_close(found, wanted[:prompt], rtol=1e-4, atol=1e-4)
+        cache.filling, cache.lengths[slot] = None, prompt
+    for place in range(prompt, min(len(example.ids) for example in examples)):
+        ids, positions = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+        for slot, example in zip(slots, examples, strict=True):
+            ids[slot], positions[slot] = example.ids[place], place
+            cache.lengths[slot] += 1
+        found = backbone.continued(ids, positions, cache.attend)
+        for slot, wanted in zip(slots, expected, strict=True):
+            torch.testing.assert_close(found[slot], wanted[place], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

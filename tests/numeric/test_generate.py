@@ -107,7 +107,7 @@ def test_logits_equal_those_of_the_usual_attention(name, chat):
     engine, cache = TorchEngine(model, chat), RowCache(model.config.num_hidden_layers)
     rows, texts = [None] * SLOTS, []
     for slot, request_ in zip((0, 2, 3, 7), requests(), strict=False):
-        row, logits_V = engine._read_prompt(slot, request_, cache, slot)
+        row, logits_V = engine._read_prompt(slot, request_, cache, slot, engine._model_layers)
         rows[slot], ids = row, chat.prompt_ids(request_.messages)
         texts.append((slot, ids))
         torch.testing.assert_close(logits_V, usual(model, ids), rtol=1e-4, atol=1e-4)
@@ -115,7 +115,7 @@ def test_logits_equal_those_of_the_usual_attention(name, chat):
         for slot, ids in texts:
             ids.append(token + slot)
             rows[slot].said.append(token + slot)
-        logits_RV = engine._step(rows, cache)
+        logits_RV = engine._step(rows, cache, engine._model_layers)
         for slot, ids in texts:
             torch.testing.assert_close(logits_RV[slot], usual(model, ids), rtol=1e-4, atol=1e-4)
 

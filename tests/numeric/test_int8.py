@@ -1,21 +1,24 @@
 """Products in int8: exact where they are whole numbers, within a percent or two where they are rounded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import packs
-from znatok.fast import eager, guard
+from znatok.fast import eager
 from znatok.fast.eager import Rows
 from znatok.fast.kernels import kernels
 from znatok.fast.linear import FrozenLinear, Int8Weight, quantise_weight
 from znatok.fast.loss import Int8Head, row_loss
+from znatok.fast.product import INT_MM, ONEDNN, ONEDNN_7
 from znatok.model.adapters import TARGETS
 from znatok.model.backbone import build_backbone, obstacle
 
 pytestmark = [
     pytest.mark.filterwarnings(packs.QUIET),
-    pytest.mark.skipif(guard.saturates(), reason="this processor's int8 product is not exact"),
+    pytest.mark.skipif(not INT_MM.exact(), reason="this processor's int8 product is not exact"),
 ]
 
 SHAPES = [((128,), 192), ((128, 64, 64), 256), ((36,), 20), ((100, 28), 70), ((7,), 33), ((1,), 1), ((512,), 1536)]
@@ -279,27 +282,44 @@ def test_the_int8_heads_loss_in_pieces_is_the_loss_of_the_whole(head):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
-# The processor
+# Other ways to multiply
 
 
-def test_this_processor_multiplies_whole_numbers_exactly():
-    assert not guard.saturates()
+@pytest.mark.parametrize("way", [ONEDNN, ONEDNN_7], ids=lambda way: way.name)
+@pytest.mark.parametrize(("widths", "inputs"), SHAPES)
+def test_another_way_is_as_good_as_its_levels(generator, way, widths, inputs):
+    exact, x, grad = (
+        noise(generator, sum(widths), inputs),
+        noise(generator, 40, inputs),
+        noise(generator, 40, sum(widths)),
+    )
+    plain = rounded(exact, widths)
+    weight = replace(plain, way=way)
+    assert int(weight.encode(x).q.abs().max()) == int(weight.encode_gradient(grad).q.abs().max()) == way.levels
+    limit = 0.02 * 127 / way.levels
+    assert packs.distance(forward(weight, x), x @ exact.t()) < limit
+    assert packs.distance(backward(weight, grad), grad @ exact) < limit
+    if way.levels == 127:
+        torch.testing.assert_close(forward(weight, x), forward(plain, x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(backward(weight, grad), backward(plain, grad), rtol=1e-5, atol=1e-5)
 
 
-def paired(x, w):
-    """Multiply as AVX2 without VNNI does: unsigned by signed, neighbours summed in 16 bits, silently cut off."""
-    shifted, w = x.long() + 128, w.long()
-    pairs = (shifted[:, :, None] * w[None]).unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
-    return (pairs.sum(1) - 128 * w.sum(0)).int()
+def test_weights_for_answers_are_laid_out_once_and_keep_their_parts(generator):
+    weight = rounded(noise(generator, 192, 64), (128, 64))
+    answering = weight.answering()
+    assert answering.way is ONEDNN
+    assert weight.answering() is answering
+    assert answering.answering() is answering
+    assert [part.way for part in answering.split()] == [ONEDNN, ONEDNN]
+    assert replace(weight, way=ONEDNN_7).answering().way is ONEDNN_7  # where more levels would not be exact
 
 
-def test_a_processor_that_cuts_sums_off_is_found_out(monkeypatch):
-    monkeypatch.setattr(torch, "_int_mm", paired)
-    assert guard.saturates()
-
-
-@pytest.mark.parametrize("contiguous", [True, False], ids=["backward", "forward"])
-def test_a_product_wrong_in_one_layout_only_is_found_out(monkeypatch, contiguous):
-    real = torch._int_mm
-    monkeypatch.setattr(torch, "_int_mm", lambda x, w: (paired if w.is_contiguous() is contiguous else real)(x, w))
-    assert guard.saturates()
+def test_the_head_keeps_to_the_levels_of_its_way(head, monkeypatch):
+    hidden, target, rows, rounded_head = head
+    seven = replace(rounded_head, weight=replace(rounded_head.weight, way=ONEDNN_7))
+    taken, real = [], kernels().slope_rounded
+    monkeypatch.setattr(kernels(), "slope_rounded", lambda *a: taken.append(real(*a)) or taken[-1])
+    (found,) = torch.autograd.grad(row_loss(hidden, seven, target), hidden)
+    (exact,) = torch.autograd.grad(row_loss(hidden, rows, target), hidden)
+    assert max(int(slope.rows.q.abs().max()) for slope in taken) == 63
+    assert packs.distance(found, exact) < 0.03

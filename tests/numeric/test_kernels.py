@@ -5,7 +5,7 @@ import torch
 
 from znatok.fast import compiled, eager
 from znatok.fast.compiler import build
-from znatok.fast.eager import Dropout, Part, Raw
+from znatok.fast.eager import Dropout, History, Part, Raw, Rounding
 
 pytestmark = pytest.mark.skipif(build().library is None, reason=f"no compiled kernels: {build().reason}")
 
@@ -57,7 +57,10 @@ def test_quantise(generator, dtype, widths):
     x = noise(generator, T, sum(widths), dtype=dtype)
     parts = group(generator, widths, 2)
     for column in (None, noise(generator, sum(widths)).abs()):
-        same_rows(compiled.quantise(x, parts, column), eager.quantise(x, parts, column))
+        for levels in (127, 63):
+            rows = compiled.quantise(x, parts, column, levels)
+            same_rows(rows, eager.quantise(x, parts, column, levels))
+            assert (rows.q.abs().amax(1) == levels).all()
 
 
 def test_quantise_of_zeros_is_zero():
@@ -100,7 +103,7 @@ def test_dropout_is_fair():
 @pytest.mark.parametrize("dropout", [None, Dropout(), DROPOUT])
 def test_normalise(generator, dtype, dropout):
     x, gain = noise(generator, T, 192), noise(generator, 192)
-    what = {"rounded": 64, "dropout": dropout, "plain": True, "dtype": dtype}
+    what = {"rounded": Rounding(64, 63), "dropout": dropout, "plain": True, "dtype": dtype}
     one, other = compiled.normalise(x, gain, 1e-6, **what), eager.normalise(x, gain, 1e-6, **what)
     close(one.rstd, other.rstd)
     same_rows(one.rows, other.rows)
@@ -142,11 +145,11 @@ def test_finish(generator, dtype, kind, dropout, rank):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_swiglu_and_its_backward(generator, dtype, dropout, rank):
     width = 192
-    for kind in {torch.int32, dtype}:
+    for kind in {torch.int32, torch.float32, dtype}:
         raw = product(generator, 2 * width, kind)
         parts = group(generator, (width, width), rank or 1)
         low = noise(generator, T, 2 * rank) if rank else None
-        what = {"rounded": 64, "dropout": dropout, "plain": True, "keep": True, "dtype": dtype}
+        what = {"rounded": Rounding(64, 63), "dropout": dropout, "plain": True, "keep": True, "dtype": dtype}
         one, other = compiled.swiglu(raw, parts, low, **what), eager.swiglu(raw, parts, low, **what)
         for name in ("gate_up", "plain", *(["dropped"] if dropout else [])):
             close(getattr(one, name), getattr(other, name))
@@ -157,7 +160,7 @@ def test_swiglu_and_its_backward(generator, dtype, dropout, rank):
             "low_TR": noise(generator, T, 3) if rank else None,
             "down_RF": noise(generator, 3, width),
             "dropout": dropout or Dropout(),
-            "rounded": (parts, column),
+            "rounded": (parts, column, 63),
             "again": True,
         }
         held = [other.gate_up.clone(), other.gate_up.clone()]
@@ -187,7 +190,10 @@ def test_swiglu_backward_is_the_derivative(generator):
 def test_swiglu_of_a_gate_far_from_zero_is_a_number(dtype, gate):
     """exp(89) is infinite in float32, and 1 / infinity is not a number under -ffast-math's reciprocals."""
     held = torch.tensor([[gate, 2.0]]).to(dtype).repeat_interleave(64, dim=1)
-    parts, form = [Part(64), Part(64)], {"rounded": 64, "dropout": None, "plain": True, "keep": True, "dtype": dtype}
+    parts, form = (
+        [Part(64), Part(64)],
+        {"rounded": Rounding(64), "dropout": None, "plain": True, "keep": True, "dtype": dtype},
+    )
     for twin in (compiled, eager):
         out = twin.swiglu(Raw(held.clone()), parts, None, **form)
         close(out.plain, torch.full((1, 64), max(2 * gate, 0.0)).to(dtype))
@@ -208,6 +214,68 @@ def test_rope_turns_and_turns_back(generator, dtype):
     close(compiled.rope_(one, 16, cosine, sine, -1.0), x[:, :32])
 
 
+HEADS, KEYS, WIDTH = 6, 2, 16
+
+
+def history(generator, dtype, lengths, capacity=9):
+    """Buffers of several rows; what lies behind a row's length is not to be read."""
+
+    def buffers():
+        made = [noise(generator, KEYS, capacity, WIDTH, dtype=dtype) if n else None for n in lengths]
+        for buffer, n in zip(made, lengths, strict=True):
+            if buffer is not None:
+                buffer[:, n:] = torch.nan
+        return made
+
+    return History(buffers(), buffers(), lengths)
+
+
+def copy_of(past):
+    return History(*([None if b is None else b.clone() for b in part] for part in past[:2]), past.lengths)
+
+
+def projected(generator, dtype, rows):
+    """Queries, keys and values side by side, as a layer leaves them."""
+    whole = noise(generator, rows, (HEADS + 2 * KEYS) * WIDTH, dtype=dtype)
+    return [part.unflatten(1, (-1, WIDTH)) for part in whole.split([HEADS * WIDTH, KEYS * WIDTH, KEYS * WIDTH], dim=1)]
+
+
+def test_attend_rows(generator, dtype):
+    lengths = [1, 0, 9, 4]
+    new, past = projected(generator, dtype, 4), history(generator, dtype, lengths)
+    pasts = [copy_of(past), copy_of(past)]
+    found, expected = (twin.attend_rows(*new, held) for twin, held in zip((compiled, eager), pasts, strict=True))
+    close(found, expected)
+    assert not found[1].any()  # idle
+    for row, length in enumerate(lengths):
+        for one, other, part in zip(pasts[0][:2], pasts[1][:2], new[1:], strict=True):
+            if length:
+                assert torch.equal(one[row][:, :length], other[row][:, :length])
+                assert torch.equal(one[row][:, length - 1], part[row])
+
+
+def test_a_rows_attention_is_the_same_in_any_company(generator, dtype):
+    lengths = [3, 7, 5]
+    new, past = projected(generator, dtype, 3), history(generator, dtype, lengths)
+    whole = compiled.attend_rows(*new, copy_of(past))
+    for row in range(3):
+        alone = History(*([b if n == row else None for n, b in enumerate(p)] for p in past[:2]), lengths)
+        assert torch.equal(compiled.attend_rows(*new, alone)[row], whole[row])
+
+
+@pytest.mark.parametrize("spoil", ["length", "dtype", "strides"])
+def test_attend_rows_refuses_what_it_would_misread(generator, spoil):
+    new, past = projected(generator, torch.float32, 2), history(generator, torch.float32, [3, 4])
+    if spoil == "length":
+        past = past._replace(lengths=[3, 10])
+    elif spoil == "dtype":
+        past.keys[0] = past.keys[0].double()
+    else:
+        new[1] = new[1].contiguous()
+    with pytest.raises(AssertionError):
+        compiled.attend_rows(*new, past)
+
+
 def test_kernels_leave_the_rounding_of_the_process_alone():
     tiny = torch.tensor([1e-40])
     compiled.quantise(torch.ones(2, 64), [Part(64, 64)])
@@ -225,7 +293,8 @@ def test_slope_is_the_derivative_of_cross_entropy(generator, dtype):
         close(held, slope.to(dtype))
 
 
-def test_rounded_slope_is_the_derivative_even_where_the_model_is_sure(generator, dtype):
+@pytest.mark.parametrize("levels", [127, 63])
+def test_rounded_slope_is_the_derivative_even_where_the_model_is_sure(generator, dtype, levels):
     logits, target = noise(generator, T, 500).mul_(3).to(dtype), torch.randint(0, 500, (T,), generator=generator)
     logits[0, target[0]] = 12  # of the right answer: what is left of the slope must not vanish
     logits[1, (target[1] + 1) % 500] = 30  # of a wrong one
@@ -233,11 +302,12 @@ def test_rounded_slope_is_the_derivative_even_where_the_model_is_sure(generator,
     scores = logits.double().requires_grad_()
     expected = torch.nn.functional.cross_entropy(scores, target, reduction="none")
     (slope,) = torch.autograd.grad(expected.sum(), scores)
-    twins = [twin.slope_rounded(logits, target, column) for twin in (compiled, eager)]
+    twins = [twin.slope_rounded(logits, target, column, levels) for twin in (compiled, eager)]
     same_rows(twins[0].rows, twins[1].rows)
     for got in twins:
         close(got.loss, expected.detach().float())
         whole = got.rows.q.double() * got.rows.step[:, None] / column
         whole.scatter_add_(1, got.at, got.large.double())
         error = (whole - slope).norm(dim=1) / slope.norm(dim=1).clamp(min=1e-4)
-        assert float(error.max()) < 0.01
+        assert float(error.max()) < 0.01 * 127 / levels
+        assert int(got.rows.q.abs().max()) == levels

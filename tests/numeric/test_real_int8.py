@@ -9,8 +9,8 @@ import pytest
 import helpers
 import packs
 import tiny
-from znatok.fast import guard
 from znatok.fast.guard import COSINE_LIMIT, GROUPS, LOSS_LIMIT, judge
+from znatok.fast.product import INT_MM
 from znatok.model import load
 from znatok.model.quantised import float_reader
 from znatok.model.score import head_weight
@@ -20,7 +20,7 @@ from znatok.train.prepare import prepare
 pytestmark = [
     pytest.mark.real,
     pytest.mark.filterwarnings(packs.QUIET),
-    pytest.mark.skipif(guard.saturates(), reason="this processor's int8 product is not exact"),
+    pytest.mark.skipif(not INT_MM.exact(), reason="this processor's int8 product is not exact"),
 ]
 
 

@@ -9,6 +9,7 @@ import gguf_files
 import helpers
 import tiny
 from znatok.errors import UsageError
+from znatok.fast import product
 from znatok.fast.guard import Verdict
 from znatok.fast.linear import FloatWeight, Int8Weight
 from znatok.files import read_json
@@ -82,7 +83,7 @@ def test_int8_is_chosen_where_it_is_fast_and_has_proved_itself(settings, capsys)
 
 @pytest.mark.parametrize(
     ("capabilities", "name"),
-    [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32"), ({"avx512_f": True, "bf16": False}, "float32")],
+    [({"avx512_bf16": True}, "bfloat16"), ({"avx": True}, "float32"), ({"avx512_f": True, "bf16": False}, "float32")],
 )
 def test_float_is_computed_by_the_fast_engine_where_int8_is_slow(settings, monkeypatch, capsys, capabilities, name):
     processor(monkeypatch, **capabilities)
@@ -151,21 +152,23 @@ def test_the_size_of_a_pack_is_the_one_asked_for(settings, options, limit):
 
 @pytest.mark.parametrize("dtype", ["auto", "int8"])
 def test_a_slow_processor_is_an_obstacle(settings, monkeypatch, dtype):
-    processor(monkeypatch, avx2=True)
+    processor(monkeypatch, avx=True)
     if dtype == "auto":
         assert prepare(settings()).engine.name == "float32"
         return
-    with pytest.raises(UsageError, match=r"--dtype int8: this processor has no fast int8 .*; use --dtype auto"):
+    with pytest.raises(
+        UsageError, match=r"--dtype int8: this processor has no int8 .* faster than float; use --dtype auto"
+    ):
         prepare(settings(dtype="int8"))
 
 
 @pytest.mark.parametrize("dtype", ["auto", "int8"])
 def test_a_processor_that_multiplies_inexactly_is_an_obstacle(settings, monkeypatch, dtype):
-    monkeypatch.setattr(load, "saturates", lambda: True)
+    monkeypatch.setattr(product.Way, "exact", lambda _way: False)
     if dtype == "auto":
         assert prepare(settings()).engine.name == "bfloat16"
         return
-    with pytest.raises(UsageError, match="--dtype int8: this processor's int8 product is not exact"):
+    with pytest.raises(UsageError, match="--dtype int8: this processor has no int8 product that is exact"):
         prepare(settings(dtype="int8"))
 
 

@@ -1,6 +1,6 @@
 """All layers of a model over a pack of examples, from token ids to the hidden states that predict answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from znatok.fast.attention import Segments
-from znatok.fast.block import Layer, Place, run_layer
+from znatok.fast.attention import Segments, pack_attention
+from znatok.fast.block import Attend, Group, Layer, Place, run_layer
 
 
 class Packed(Protocol):
@@ -75,25 +75,60 @@ class Backbone:
 
         They are float32 and differentiable in the adapters.
         """
-        angle = pack.positions_T[:, None].float() * self.inverse_frequencies
         p = self.p if self.training else 0.0
         # drawn from the global generator, which checkpoints keep: a resumed run drops what the whole run would have
         seeds = torch.randint(2**62, (4 * len(self.layers),)).tolist() if p else ()
-        place = Place((angle.cos(), angle.sin()), Segments(pack.prefix, pack.lengths), self.dtype, p, seeds)
-        x_TD = F.embedding(pack.ids_T, self.embedding).float()
+        segments = Segments(pack.prefix, pack.lengths)
+        place = Place(
+            self._angles(pack.positions_T), lambda _n, q, k, v: pack_attention(q, k, v, segments), self.dtype, p, seeds
+        )
+        return self._through(pack.ids_T, place, pack.rows_N)
+
+    def continued(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, rows_N: Tensor | None = None) -> Tensor:
+        """Return the hidden states of tokens whose earlier ones ``attend`` remembers, without dropout.
+
+        Args:
+            ids_T: int64.
+            positions_T: their rotary positions, int64.
+            attend: keeps keys and values, and looks at those of earlier tokens.
+            rows_N: the rows that are wanted; None for all.
+
+        Returns:
+            (N, D) or (T, D), float32.
+        """
+        return self._through(ids_T, Place(self._angles(positions_T), attend, self.dtype, 0.0, ()), rows_N)
+
+    def _angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        angle = positions_T[:, None].float() * self.inverse_frequencies
+        return angle.cos(), angle.sin()
+
+    def _through(self, ids_T: Tensor, place: Place, rows_N: Tensor | None) -> Tensor:
+        x_TD = F.embedding(ids_T, self.embedding).float()
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
-            x_TD = run_layer(x_TD, layer, place, number, pack.rows_N if last else None)
+            x_TD = run_layer(x_TD, layer, place, number, rows_N if last else None)
         normed: Tensor = F.rms_norm(x_TD, self.norm.shape, self.norm, self.eps)
         return normed
 
+    def answering(self) -> "Backbone":
+        """Return the same backbone prepared for many products with few rows; its adapters must not change any more."""
+        return self._changed(lambda group: group.answering(self.dtype))
+
     def without_adapters(self) -> "Backbone":
         """Return the same backbone as the bare base model."""
-        layers = [
-            replace(
-                layer,
-                **{name: replace(getattr(layer, name), adapters=()) for name in ("qkv", "out", "gate_up", "down")},
-            )
-            for layer in self.layers
-        ]
-        return replace(self, layers=layers, training=False)
+        return replace(self._changed(lambda group: replace(group, adapters=(), settled=None)), training=False)
+
+    def _changed(self, change: Callable[[Group], Group]) -> "Backbone":
+        return replace(
+            self,
+            layers=[
+                replace(
+                    layer,
+                    qkv=change(layer.qkv),
+                    out=change(layer.out),
+                    gate_up=change(layer.gate_up),
+                    down=change(layer.down),
+                )
+                for layer in self.layers
+            ],
+        )

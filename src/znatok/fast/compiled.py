@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from znatok.fast.compiler import build
-from znatok.fast.eager import LARGE, NO_DROPOUT, Dropout, Gated, Normalised, Part, Raw, Rows, Slope
+from znatok.fast.eager import LARGE, NO_DROPOUT, Dropout, Gated, History, Normalised, Part, Raw, Rounding, Rows, Slope
 
 KIND = {torch.float32: 0, torch.bfloat16: 1, torch.int32: 2}
 
@@ -54,6 +54,10 @@ def _dropout(dropout: Dropout) -> tuple[Any, ...]:
     return ctypes.c_uint32(threshold), float(dropout.keep), ctypes.c_uint64(dropout.seed)
 
 
+def _rounding(rounded: Rounding | None) -> tuple[int, float]:
+    return (1, 1.0) if rounded is None else (rounded.block, float(rounded.levels))
+
+
 def _kind(dtype: torch.dtype) -> ctypes.c_int:
     return ctypes.c_int(KIND[dtype])
 
@@ -67,14 +71,17 @@ def _new_rows(tokens: int, width: int) -> Rows:
     return Rows(torch.empty(tokens, width, dtype=torch.int8), torch.empty(tokens))
 
 
-def quantise(x_TK: Tensor, parts: Sequence[Part], column_K: Tensor | None = None) -> Rows:
+def quantise(x_TK: Tensor, parts: Sequence[Part], column_K: Tensor | None = None, levels: int = 127) -> Rows:
     """Rotate rows part by part, scale their columns, and round them to int8."""
     _floats(column_K)
     x_TK = x_TK.contiguous()
     tokens, width = x_TK.shape
     assert sum(part.width for part in parts) == width
     rows = _new_rows(tokens, width)
-    _call("quantise", x_TK, _kind(x_TK.dtype), tokens, width, _parts(parts), len(parts), column_K, rows.q, rows.step)
+    _call(
+        *("quantise", x_TK, _kind(x_TK.dtype), tokens, width, _parts(parts), len(parts), column_K, float(levels)),
+        *(rows.q, rows.step),
+    )
     return rows
 
 
@@ -100,7 +107,7 @@ def normalise(
     gain_D: Tensor,
     eps: float,
     *,
-    rounded: int | None,
+    rounded: Rounding | None,
     dropout: Dropout | None,
     plain: bool,
     dtype: torch.dtype,
@@ -116,7 +123,7 @@ def normalise(
         None if dropout is None else torch.empty(tokens, width, dtype=dtype),
     )
     _call(
-        *("normalise", x_TD, tokens, width, gain_D, float(eps), rounded or 1, *_dropout(dropout or NO_DROPOUT)),
+        *("normalise", x_TD, tokens, width, gain_D, float(eps), *_rounding(rounded), *_dropout(dropout or NO_DROPOUT)),
         *(_kind(dtype), out.rstd, *(rows or (None, None)), out.plain, out.dropped),
     )
     return out
@@ -159,7 +166,7 @@ def swiglu(
     parts: Sequence[Part],
     low_TR: Tensor | None,
     *,
-    rounded: int | None,
+    rounded: Rounding | None,
     dropout: Dropout | None,
     plain: bool,
     keep: bool,
@@ -179,7 +186,7 @@ def swiglu(
     )
     _call(
         *("swiglu", raw.acc, _kind(raw.acc.dtype), raw.row, raw.column, tokens, width, _parts(parts), low_TR),
-        *(rounded or 1, *_dropout(dropout or NO_DROPOUT), _kind(dtype), out.gate_up, *(rows or (None, None))),
+        *(*_rounding(rounded), *_dropout(dropout or NO_DROPOUT), _kind(dtype), out.gate_up, *(rows or (None, None))),
         *(out.plain, out.dropped),
     )
     return out
@@ -193,7 +200,7 @@ def swiglu_backward_(
     low_TR: Tensor | None,
     down_RF: Tensor | None,
     dropout: Dropout,
-    rounded: tuple[Sequence[Part], Tensor] | None,
+    rounded: tuple[Sequence[Part], Tensor, int] | None,
     again: bool,
 ) -> tuple[Rows | None, Tensor | None]:
     """Take the gradient through SwiGLU; it is written in the place of ``gate_up``."""
@@ -202,12 +209,12 @@ def swiglu_backward_(
     tokens, width = raw.acc.shape
     rows = None if rounded is None else _new_rows(tokens, 2 * width)
     out = torch.empty(tokens, width, dtype=gate_up.dtype) if again else None
-    parts, column = rounded or ((), None)
+    parts, column, levels = rounded or ((), None, 1)
     blocks = torch.tensor([part.block for part in parts])
     _call(
         *("swiglu_backward", raw.acc, _kind(raw.acc.dtype), raw.row, tokens, width, block, low_TR),
         *(0 if low_TR is None else low_TR.shape[1], down_RF if low_TR is not None else None, *_dropout(dropout)),
-        *(_kind(gate_up.dtype), gate_up, column, blocks, *(rows or (None, None)), out),
+        *(_kind(gate_up.dtype), gate_up, column, blocks, float(levels), *(rows or (None, None)), out),
     )
     return rows, out
 
@@ -224,6 +231,33 @@ def rope_(x_TN: Tensor, head: int, cosine: Tensor, sine: Tensor, sign: float = 1
     return x_TN
 
 
+def attend_rows(q_RHE: Tensor, k_RGE: Tensor, v_RGE: Tensor, history: History) -> Tensor:
+    """Put the keys and values of one token of each row into its buffers and attend to all that is there."""
+    rows, heads, width = q_RHE.shape
+    groups, dtype = k_RGE.shape[1], q_RHE.dtype
+    for new in (q_RHE, k_RGE, v_RGE):
+        assert new.dtype is dtype and new.stride()[1:] == (width, 1) and new.stride(0) == q_RHE.stride(0)  # noqa: PT018
+    lengths = [n if keys is not None else 0 for n, keys in zip(history.lengths, history.keys, strict=True)]
+    for buffer, length in zip((*history.keys, *history.values), lengths * 2, strict=True):
+        if buffer is not None:
+            assert buffer.is_contiguous() and buffer.dtype is dtype  # noqa: PT018
+            assert buffer.shape[::2] == (groups, width) and length <= buffer.shape[1]  # noqa: PT018
+    out = torch.empty(rows, heads * width, dtype=dtype)
+    places = [_addresses(buffers) for buffers in (history.keys, history.values)]
+    capacity = torch.tensor([0 if keys is None else keys.shape[1] for keys in history.keys])
+    starts = [ctypes.c_void_p(new.data_ptr()) for new in (q_RHE, k_RGE, v_RGE)]
+    _call(
+        "attend_rows",
+        *(*starts, _kind(dtype), q_RHE.stride(0), rows, heads, groups, width),
+        *(*places, capacity, torch.tensor(lengths), out),
+    )
+    return out
+
+
+def _addresses(buffers: Sequence[Tensor | None]) -> Any:
+    return (ctypes.c_void_p * len(buffers))(*[None if buffer is None else buffer.data_ptr() for buffer in buffers])
+
+
 def slope_(logits_TV: Tensor, target_T: Tensor) -> Tensor:
     """Return the cross-entropy of each row (T,); the logits become softmax minus one-hot."""
     _check_targets(target_T, logits_TV.shape[1])
@@ -232,7 +266,7 @@ def slope_(logits_TV: Tensor, target_T: Tensor) -> Tensor:
     return loss
 
 
-def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor) -> Slope:
+def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, levels: int = 127) -> Slope:
     """Return the cross-entropy of each row, and its slope as int8 rows and exact large parts."""
     _floats(column_V)
     tokens, width = logits_TV.shape
@@ -241,7 +275,7 @@ def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor) -> Slop
     out = Slope(torch.empty(tokens), _new_rows(tokens, width), at, large)
     _call(
         *("slope_rounded", logits_TV, _kind(logits_TV.dtype), column_V, tokens, width, target_T),
-        *(out.rows.q, out.rows.step, at, large, out.loss),
+        *(float(levels), out.rows.q, out.rows.step, at, large, out.loss),
     )
     return out
 

@@ -57,6 +57,13 @@ class Dropout(NamedTuple):
 NO_DROPOUT = Dropout()
 
 
+class Rounding(NamedTuple):
+    """How rows become int8: the block of their rotation, and the largest magnitude (the processor may want 63)."""
+
+    block: int
+    levels: int = 127
+
+
 class Rows(NamedTuple):
     """Rotated rows as int8 (T, K) and the float32 step of each row (T,)."""
 
@@ -134,16 +141,16 @@ def rotate_long_(x: Tensor, block: int) -> Tensor:
     return flat.copy_(rotate(flat, block)).view(x.shape)
 
 
-def round_rows(x_TK: Tensor) -> Rows:
-    """Round each row to int8 with a step of its own."""
+def round_rows(x_TK: Tensor, levels: int = 127) -> Rows:
+    """Round each row to int8, up to ``levels``, with a step of its own."""
     top = x_TK.abs().amax(-1, keepdim=True).clamp_(min=1e-20)
-    return Rows((x_TK * (127 / top)).round_().to(torch.int8), (top / 127)[..., 0])
+    return Rows((x_TK * (levels / top)).round_().to(torch.int8), (top / levels)[..., 0])
 
 
-def quantise(x_TK: Tensor, parts: Sequence[Part], column_K: Tensor | None = None) -> Rows:
+def quantise(x_TK: Tensor, parts: Sequence[Part], column_K: Tensor | None = None, levels: int = 127) -> Rows:
     """Rotate rows (float32 or C) part by part, scale their columns, and round them to int8."""
     rotated = _rotate_parts(x_TK.float(), parts)
-    return round_rows(rotated if column_K is None else rotated * column_K)
+    return round_rows(rotated if column_K is None else rotated * column_K, levels)
 
 
 def keep_mask(shape: tuple[int, int], dropout: Dropout) -> Tensor:
@@ -177,7 +184,7 @@ def normalise(
     gain_D: Tensor,
     eps: float,
     *,
-    rounded: int | None,
+    rounded: Rounding | None,
     dropout: Dropout | None,
     plain: bool,
     dtype: torch.dtype,
@@ -188,7 +195,7 @@ def normalise(
         x_TD: the residual stream, float32.
         gain_D: the norm's weight.
         eps: added to the mean square.
-        rounded: the block of the rotation for int8 rows; None for no such rows.
+        rounded: how int8 rows are made; None for no such rows.
         dropout: for the adapter's input in C; None for no such output.
         plain: whether the output is wanted in C.
         dtype: C.
@@ -199,10 +206,10 @@ def normalise(
 
 
 def _forms(
-    x: Tensor, rounded: int | None, dropout: Dropout | None, *, plain: bool, dtype: torch.dtype
+    x: Tensor, rounded: Rounding | None, dropout: Dropout | None, *, plain: bool, dtype: torch.dtype
 ) -> tuple[Rows | None, Tensor | None, Tensor | None]:
     return (
-        None if rounded is None else round_rows(rotate(x, rounded)),
+        None if rounded is None else round_rows(rotate(x, rounded.block), rounded.levels),
         x.to(dtype) if plain else None,
         None if dropout is None else drop(x, dropout).to(dtype),
     )
@@ -262,7 +269,7 @@ def swiglu(
     parts: Sequence[Part],
     low_TR: Tensor | None,
     *,
-    rounded: int | None,
+    rounded: Rounding | None,
     dropout: Dropout | None,
     plain: bool,
     keep: bool,
@@ -274,7 +281,7 @@ def swiglu(
         raw: gate and up side by side (T, 2F).
         parts: the two.
         low_TR: their adapters' inner values.
-        rounded: the block of the rotation for int8 rows; None for no such rows.
+        rounded: how int8 rows are made; None for no such rows.
         dropout: for the next adapter's input in C; None for no such output.
         plain: whether the output is wanted in C.
         keep: whether the backward pass will need gate and up.
@@ -294,7 +301,7 @@ def swiglu_backward_(
     low_TR: Tensor | None,
     down_RF: Tensor | None,
     dropout: Dropout,
-    rounded: tuple[Sequence[Part], Tensor] | None,
+    rounded: tuple[Sequence[Part], Tensor, int] | None,
     again: bool,
 ) -> tuple[Rows | None, Tensor | None]:
     """Take the gradient through SwiGLU.
@@ -306,7 +313,7 @@ def swiglu_backward_(
         low_TR: the gradient of the next adapter's inner values, scale included.
         down_RF: that adapter's A.
         dropout: of that adapter's input.
-        rounded: parts and column factors for int8 rows of the gradient; None for no such rows.
+        rounded: parts, column factors and levels for int8 rows of the gradient; None for no such rows.
         again: whether SwiGLU's output with dropout is wanted once more, in C.
 
     Returns:
@@ -341,6 +348,44 @@ def rope_(x_TN: Tensor, head: int, cosine: Tensor, sine: Tensor, sign: float = 1
     return x_TN
 
 
+class History(NamedTuple):
+    """Keys and values of the rows being answered, each row in buffers of its own.
+
+    Attributes:
+        keys: (G, capacity, E) in C for each row, None for an idle one.
+        values: likewise.
+        lengths: tokens of each row, the one being computed included; 0 for an idle one.
+    """
+
+    keys: Sequence[Tensor | None]
+    values: Sequence[Tensor | None]
+    lengths: Sequence[int]
+
+
+def attend_rows(q_RHE: Tensor, k_RGE: Tensor, v_RGE: Tensor, history: History) -> Tensor:
+    """Put the keys and values of one token of each row into its buffers and attend to all that is there.
+
+    Args:
+        q_RHE: queries in C, rotary positions applied; rows may be part of longer ones, of one length for all three.
+        k_RGE: keys.
+        v_RGE: values.
+        history: of the rows; its buffers are written to.
+
+    Returns:
+        (R, H · E) in C; zeros for idle rows.
+    """
+    rows, heads, width = q_RHE.shape
+    out = q_RHE.new_zeros(rows, heads, width)
+    for row, (keys, values, length) in enumerate(zip(*history, strict=True)):
+        if keys is None or values is None or not length:
+            continue
+        keys[:, length - 1], values[:, length - 1] = k_RGE[row], v_RGE[row]
+        q = q_RHE[row].float().unflatten(0, (len(keys), -1)) * width**-0.5  # (G, H / G, E)
+        share = (q @ keys[:, :length].float().transpose(1, 2)).softmax(-1)
+        out[row] = (share @ values[:, :length].float()).flatten(0, 1).to(out.dtype)
+    return out.flatten(1)
+
+
 def slope_(logits_TV: Tensor, target_T: Tensor) -> Tensor:
     """Return the cross-entropy of each row (T,) in float32 or finer; the logits become softmax minus one-hot."""
     scores = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
@@ -372,7 +417,7 @@ class Slope(NamedTuple):
     large: Tensor
 
 
-def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor) -> Slope:
+def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, levels: int = 127) -> Slope:
     """Return the cross-entropy of each row, and its slope (softmax minus one-hot) as int8 rows and exact large parts.
 
     Rounded with the same step as a share near 1, all small shares would vanish; so the target and shares beyond
@@ -391,4 +436,4 @@ def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor) -> Slop
     short = LARGE - 1 - large.shape[1]
     large = torch.cat([own - 1, large, large.new_zeros(len(large), short)], dim=1)
     at = torch.cat([target, at, target.expand(-1, short)], dim=1)
-    return Slope(norm - scores.gather(1, target)[:, 0], round_rows(share * column_V), at, large)
+    return Slope(norm - scores.gather(1, target)[:, 0], round_rows(share * column_V, levels), at, large)

@@ -1,9 +1,9 @@
 """int8 is earned: the engine compares itself with float before it trains.
 
-First the processor's int8 product with exact integers: one that saturates (AVX2 without VNNI does, silently) is not
-used at all. Then, on the user's own first batch, loss and gradients of all adapters with those of float weights, read
-from the checkpoint layer by layer. Where they differ too much, the projections with the largest error of their own go
-back to float; where that does not help, the whole model does.
+A way to multiply that does not give exact integers is not used at all (``fast.product``). Then, on the user's own first
+batch, loss and gradients of all adapters are compared with those of float weights, read from the checkpoint layer by
+layer. Where they differ too much, the projections with the largest error of their own go back to float; where that
+does not help, the whole model does.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,19 +26,6 @@ COSINE_LIMIT = 0.985
 """Smallest cosine between the gradients of all adapters, int8 and float."""
 GROUPS = ("qkv", "out", "gate_up", "down")
 START = 1e-3  # spread of the B matrices during the comparison: at their own zero, A has no gradient to compare
-
-
-def saturates() -> bool:
-    """Tell whether this processor's int8 product gives other numbers than integer arithmetic."""
-    generator = torch.Generator().manual_seed(0)
-    x, w = (torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8) for shape in ((32, 256), (64, 256)))
-    x[0], w[0] = 127, 127
-    x[1], w[1] = -127, 127
-    exact = x.long() @ w.long().t()
-    return not (
-        torch.equal(torch._int_mm(x, w.t()).long(), exact)
-        and torch.equal(torch._int_mm(x, w.t().contiguous()).long(), exact)
-    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +94,10 @@ class Judged:
     def bias(self) -> Tensor | None:
         """Return the bias (N,), or None."""
         return self.rival.bias
+
+    def answering(self) -> "Judged":
+        """Return itself."""
+        return self
 
     def _plain(self) -> FloatWeight:
         return FloatWeight(self.read(), self.widths, self.bias)

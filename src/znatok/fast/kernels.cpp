@@ -71,15 +71,15 @@ APART void rotate(float* v, int64_t n, int64_t H) {
   for (int i = 0; i < int(n); ++i) v[i] *= unit;
 }
 
-// Round a row to int8; returns its scale.
-APART float round_row(const float* __restrict v, int64_t n, int8_t* __restrict out) {
+// Round a row to int8, up to `levels`; returns its scale.
+APART float round_row(const float* __restrict v, int64_t n, float levels, int8_t* __restrict out) {
   float top = kTiny;
   _Pragma("omp simd reduction(max : top)")
   for (int i = 0; i < int(n); ++i) top = std::fmax(top, std::fabs(v[i]));
-  const float inverse = 127.0f / top;
+  const float inverse = levels / top;
   SIMD
   for (int i = 0; i < int(n); ++i) out[i] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyintf(v[i] * inverse)));
-  return top / 127.0f;
+  return top / levels;
 }
 
 // Dropout without a stored mask: the same key gives the same mask again in the backward pass.
@@ -169,7 +169,8 @@ struct Part {
 };
 
 template <class X>
-void quantise_rows(const X* x, int64_t T, int64_t K, const Part* parts, int64_t P, const float* column, int8_t* q, float* s) {
+void quantise_rows(const X* x, int64_t T, int64_t K, const Part* parts, int64_t P, const float* column, float levels, int8_t* q,
+                   float* s) {
 #pragma omp parallel
   {
     row v(K);
@@ -182,14 +183,14 @@ void quantise_rows(const X* x, int64_t T, int64_t K, const Part* parts, int64_t 
       if (column)
         SIMD
         for (int i = 0; i < int(K); ++i) v[i] *= column[i];
-      s[t] = round_row(v.data(), K, q + t * K);
+      s[t] = round_row(v.data(), K, levels, q + t * K);
     }
   }
 }
 
 template <class C>
-void normalise_rows(const float* x, int64_t T, int64_t D, const float* gain, float eps, int64_t block, Dropout dropout,
-                    float* rstd, int8_t* q, float* s, C* plain, C* dropped) {
+void normalise_rows(const float* x, int64_t T, int64_t D, const float* gain, float eps, int64_t block, float levels,
+                    Dropout dropout, float* rstd, int8_t* q, float* s, C* plain, C* dropped) {
 #pragma omp parallel
   {
     row v(D);
@@ -209,7 +210,7 @@ void normalise_rows(const float* x, int64_t T, int64_t D, const float* gain, flo
         for (int i = 0; i < int(D); ++i) narrow(v[i], plain + t * D + i);
       if (q) {
         rotate(v.data(), D, block);
-        s[t] = round_row(v.data(), D, q + t * D);
+        s[t] = round_row(v.data(), D, levels, q + t * D);
       }
     }
   }
@@ -253,7 +254,7 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(std::fmin(-x, 80.
 
 template <class A, class C>
 void swiglu_rows(const A* acc, const float* s, const float* column, int64_t T, int64_t F, const Part* parts, const float* low,
-                 int64_t block, Dropout dropout, C* gate_up, int8_t* q, float* q_scale, C* plain, C* dropped) {
+                 int64_t block, float levels, Dropout dropout, C* gate_up, int8_t* q, float* q_scale, C* plain, C* dropped) {
   const int64_t R = parts[0].rank + parts[1].rank;
 #pragma omp parallel
   {
@@ -277,7 +278,7 @@ void swiglu_rows(const A* acc, const float* s, const float* column, int64_t T, i
         for (int i = 0; i < int(F); ++i) narrow(h[i], plain + t * F + i);
       if (q) {
         rotate(h.data(), F, block);
-        q_scale[t] = round_row(h.data(), F, q + t * F);
+        q_scale[t] = round_row(h.data(), F, levels, q + t * F);
       }
     }
   }
@@ -286,7 +287,7 @@ void swiglu_rows(const A* acc, const float* s, const float* column, int64_t T, i
 template <class A, class C>
 void swiglu_backward_rows(const A* acc, const float* s, int64_t T, int64_t F, int64_t block, const float* low, int64_t R,
                           const float* A_down, Dropout dropout, C* gate_up, const float* column, const int64_t* blocks,
-                          int8_t* q, float* q_scale, C* dropped) {
+                          float levels, int8_t* q, float* q_scale, C* dropped) {
 #pragma omp parallel
   {
     row dh(F), v(2 * F), extra(F);
@@ -317,7 +318,7 @@ void swiglu_backward_rows(const A* acc, const float* s, int64_t T, int64_t F, in
         rotate(du, F, blocks[1]);
         SIMD
         for (int i = 0; i < int(2 * F); ++i) v[i] *= column[i];
-        q_scale[t] = round_row(v.data(), 2 * F, q + t * 2 * F);
+        q_scale[t] = round_row(v.data(), 2 * F, levels, q + t * 2 * F);
       }
     }
   }
@@ -328,10 +329,10 @@ void swiglu_backward_rows(const A* acc, const float* s, int64_t T, int64_t F, in
 // A pointer is untyped at this border; `kind` says what stands behind it: 0 float32, 1 bfloat16, 2 int32.
 #define DROPOUT Dropout{threshold, keep, seed}
 
-API void quantise(const void* x, int kind, int64_t T, int64_t K, const Part* parts, int64_t P, const float* column, int8_t* q,
-                  float* s) {
-  kind == 1 ? quantise_rows(static_cast<const bf16*>(x), T, K, parts, P, column, q, s)
-            : quantise_rows(static_cast<const float*>(x), T, K, parts, P, column, q, s);
+API void quantise(const void* x, int kind, int64_t T, int64_t K, const Part* parts, int64_t P, const float* column,
+                  float levels, int8_t* q, float* s) {
+  kind == 1 ? quantise_rows(static_cast<const bf16*>(x), T, K, parts, P, column, levels, q, s)
+            : quantise_rows(static_cast<const float*>(x), T, K, parts, P, column, levels, q, s);
 }
 
 API void rotate_long(float* v, int64_t n, int64_t H) {  // one long vector; threads share its columns
@@ -350,11 +351,11 @@ API void rotate_long(float* v, int64_t n, int64_t H) {  // one long vector; thre
   }
 }
 
-API void normalise(const float* x, int64_t T, int64_t D, const float* gain, float eps, int64_t block, uint32_t threshold,
-                   float keep, uint64_t seed, int kind, float* rstd, int8_t* q, float* s, void* plain, void* dropped) {
-  kind == 1 ? normalise_rows(x, T, D, gain, eps, block, DROPOUT, rstd, q, s, static_cast<bf16*>(plain),
+API void normalise(const float* x, int64_t T, int64_t D, const float* gain, float eps, int64_t block, float levels,
+                   uint32_t threshold, float keep, uint64_t seed, int kind, float* rstd, int8_t* q, float* s, void* plain, void* dropped) {
+  kind == 1 ? normalise_rows(x, T, D, gain, eps, block, levels, DROPOUT, rstd, q, s, static_cast<bf16*>(plain),
                              static_cast<bf16*>(dropped))
-            : normalise_rows(x, T, D, gain, eps, block, DROPOUT, rstd, q, s, static_cast<float*>(plain),
+            : normalise_rows(x, T, D, gain, eps, block, levels, DROPOUT, rstd, q, s, static_cast<float*>(plain),
                              static_cast<float*>(dropped));
 }
 
@@ -408,29 +409,32 @@ API void finish(const void* acc, int kind, const float* s, const float* column, 
 }
 
 #define SWIGLU(ACC, C)                                                                                                        \
-  swiglu_rows(static_cast<const ACC*>(acc), s, column, T, F, parts, low, block, DROPOUT, static_cast<C*>(gate_up), q, q_scale, \
-              static_cast<C*>(plain), static_cast<C*>(dropped))
+  swiglu_rows(static_cast<const ACC*>(acc), s, column, T, F, parts, low, block, levels, DROPOUT, static_cast<C*>(gate_up), \
+              q, q_scale, static_cast<C*>(plain), static_cast<C*>(dropped))
 
 API void swiglu(const void* acc, int kind, const float* s, const float* column, int64_t T, int64_t F, const Part* parts,
-                const float* low, int64_t block, uint32_t threshold, float keep, uint64_t seed, int out_kind, void* gate_up,
-                int8_t* q, float* q_scale, void* plain, void* dropped) {
+                const float* low, int64_t block, float levels, uint32_t threshold, float keep, uint64_t seed, int out_kind,
+                void* gate_up, int8_t* q, float* q_scale, void* plain, void* dropped) {
   if (kind == 2 && out_kind == 1) SWIGLU(int32_t, bf16);
   if (kind == 2 && out_kind == 0) SWIGLU(int32_t, float);
   if (kind == 1) SWIGLU(bf16, bf16);
-  if (kind == 0) SWIGLU(float, float);
+  if (kind == 0 && out_kind == 1) SWIGLU(float, bf16);
+  if (kind == 0 && out_kind == 0) SWIGLU(float, float);
 }
 
 #define SWIGLU_BACKWARD(ACC, C)                                                                                                \
   swiglu_backward_rows(static_cast<const ACC*>(acc), s, T, F, block, low, R, A_down, DROPOUT, static_cast<C*>(gate_up), column, \
-                       blocks, q, q_scale, static_cast<C*>(dropped))
+                       blocks, levels, q, q_scale, static_cast<C*>(dropped))
 
 API void swiglu_backward(const void* acc, int kind, const float* s, int64_t T, int64_t F, int64_t block, const float* low,
                          int64_t R, const float* A_down, uint32_t threshold, float keep, uint64_t seed, int out_kind,
-                         void* gate_up, const float* column, const int64_t* blocks, int8_t* q, float* q_scale, void* dropped) {
+                         void* gate_up, const float* column, const int64_t* blocks, float levels, int8_t* q, float* q_scale,
+                         void* dropped) {
   if (kind == 2 && out_kind == 1) SWIGLU_BACKWARD(int32_t, bf16);
   if (kind == 2 && out_kind == 0) SWIGLU_BACKWARD(int32_t, float);
   if (kind == 1) SWIGLU_BACKWARD(bf16, bf16);
-  if (kind == 0) SWIGLU_BACKWARD(float, float);
+  if (kind == 0 && out_kind == 1) SWIGLU_BACKWARD(float, bf16);
+  if (kind == 0 && out_kind == 0) SWIGLU_BACKWARD(float, float);
 }
 
 // Rotary positions on x[T][heads][E], in place; sign -1 undoes them.
@@ -456,6 +460,57 @@ API void rope(void* x, int kind, int64_t T, int64_t stride, int64_t heads, int64
             : rope_rows(static_cast<float*>(x), T, stride, heads, E, cosine, sine, sign);
 }
 
+// One decoding step of attention. Each row puts its key and value into buffers of its own, [G][capacity][E], and looks at
+// all that is there; rows of length 0 are idle.
+template <class C>
+static void attend_each(const C* q, const C* k, const C* v, int64_t stride, int64_t R, int64_t H, int64_t G, int64_t E,
+                        C* const* keys, C* const* values, const int64_t* capacity, const int64_t* length, C* out) {
+  const int64_t shared = H / G;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(E));
+#pragma omp parallel
+  {
+    row share(*std::max_element(length, length + R)), query(E), mix(E);
+#pragma omp for schedule(dynamic)  // one thread computes a head of a row, whichever
+    for (int64_t job = 0; job < R * G; ++job) {
+      const int64_t r = job / G, g = job % G, n = length[r];
+      C* to = out + (r * H + g * shared) * E;
+      if (n == 0) {
+        std::memset(to, 0, shared * E * sizeof(C));
+        continue;
+      }
+      C *K = keys[r] + g * capacity[r] * E, *V = values[r] + g * capacity[r] * E;
+      std::memcpy(K + (n - 1) * E, k + r * stride + g * E, E * sizeof(C));
+      std::memcpy(V + (n - 1) * E, v + r * stride + g * E, E * sizeof(C));
+      for (int64_t h = 0; h < shared; ++h, to += E) {
+        const C* from = q + r * stride + (g * shared + h) * E;
+        for (int64_t e = 0; e < E; ++e) query[e] = widen(from[e]) * scale, mix[e] = 0;
+        float top = -INFINITY, sum = 0;
+        for (int64_t i = 0; i < n; ++i) {
+          float dot = 0;
+          _Pragma("omp simd reduction(+ : dot)")
+          for (int e = 0; e < int(E); ++e) dot += query[e] * widen(K[i * E + e]);
+          share[i] = dot, top = std::fmax(top, dot);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+          const float weight = std::exp(share[i] - top);
+          sum += weight;
+          SIMD
+          for (int e = 0; e < int(E); ++e) mix[e] += weight * widen(V[i * E + e]);
+        }
+        for (int64_t e = 0; e < E; ++e) narrow(mix[e] / sum, to + e);
+      }
+    }
+  }
+}
+
+API void attend_rows(const void* q, const void* k, const void* v, int kind, int64_t stride, int64_t R, int64_t H, int64_t G, int64_t E,
+                     void* const* keys, void* const* values, const int64_t* capacity, const int64_t* length, void* out) {
+#define ATTEND(C)                                                                                                       \
+  attend_each(static_cast<const C*>(q), static_cast<const C*>(k), static_cast<const C*>(v), stride, R, H, G, E,         \
+              reinterpret_cast<C* const*>(keys), reinterpret_cast<C* const*>(values), capacity, length, static_cast<C*>(out))
+  kind == 1 ? ATTEND(bf16) : ATTEND(float);
+}
+
 // Cross-entropy of rows of logits against one target each; the logits become the slope, softmax - onehot.
 template <class C>
 APART static float slope_row(C* __restrict v, int64_t V, int64_t target) {
@@ -478,7 +533,7 @@ constexpr int64_t kLarge = 64;
 
 template <class C>
 APART static void slope_rounded_row(const C* __restrict logits, const float* __restrict column, int64_t V, int64_t target,
-                                    float* __restrict v, int8_t* __restrict q, float* s, int64_t* at, float* large, float* loss) {
+                                    float levels, float* __restrict v, int8_t* __restrict q, float* s, int64_t* at, float* large, float* loss) {
   float top = -INFINITY, sum = 0;
   _Pragma("omp simd reduction(max : top)")
   for (int i = 0; i < int(V); ++i) top = std::fmax(top, widen(logits[i]));
@@ -509,26 +564,26 @@ APART static void slope_rounded_row(const C* __restrict logits, const float* __r
   for (; found < kLarge; ++found) at[found] = target, large[found] = 0;
   SIMD
   for (int i = 0; i < int(V); ++i) v[i] *= unit * column[i];
-  *s = round_row(v, V, q);
+  *s = round_row(v, V, levels, q);
 }
 
 template <class C>
-static void slope_rounded_rows(const C* logits, const float* column, int64_t T, int64_t V, const int64_t* target, int8_t* q,
-                               float* s, int64_t* at, float* large, float* loss) {
+static void slope_rounded_rows(const C* logits, const float* column, int64_t T, int64_t V, const int64_t* target, float levels,
+                               int8_t* q, float* s, int64_t* at, float* large, float* loss) {
 #pragma omp parallel
   {
     row v(V);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < T; ++t)
-      slope_rounded_row(logits + t * V, column, V, target[t], v.data(), q + t * V, s + t, at + t * kLarge, large + t * kLarge,
-                        loss + t);
+      slope_rounded_row(logits + t * V, column, V, target[t], levels, v.data(), q + t * V, s + t, at + t * kLarge,
+                        large + t * kLarge, loss + t);
   }
 }
 
-API void slope_rounded(const void* logits, int kind, const float* column, int64_t T, int64_t V, const int64_t* target, int8_t* q,
-                       float* s, int64_t* at, float* large, float* loss) {
-  kind == 1 ? slope_rounded_rows(static_cast<const bf16*>(logits), column, T, V, target, q, s, at, large, loss)
-            : slope_rounded_rows(static_cast<const float*>(logits), column, T, V, target, q, s, at, large, loss);
+API void slope_rounded(const void* logits, int kind, const float* column, int64_t T, int64_t V, const int64_t* target, float levels,
+                       int8_t* q, float* s, int64_t* at, float* large, float* loss) {
+  kind == 1 ? slope_rounded_rows(static_cast<const bf16*>(logits), column, T, V, target, levels, q, s, at, large, loss)
+            : slope_rounded_rows(static_cast<const float*>(logits), column, T, V, target, levels, q, s, at, large, loss);
 }
 
 API void slope(void* logits, int kind, int64_t T, int64_t V, const int64_t* target, float* loss) {

@@ -9,21 +9,22 @@ recipe, chosen by measurement (docs/experiments.md):
 
 One int8 copy serves both directions: the steps of its rows are folded into dy before dy is rounded. The rotations
 spread outliers (of SwiGLU's output above all) over their block; without them the gradient's cosine with float32 is
-0.90 instead of 0.997. Rows of activations and gradients have a step each; sums are exact, in int32.
+0.90 instead of 0.997. Rows of activations and gradients have a step each; ``fast.product`` multiplies exactly.
 
 Shapes: T tokens, K inputs, N outputs (of all projections of a group).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from znatok.fast.eager import Part, Raw, Rows, block_of
+from znatok.fast.eager import Part, Raw, Rounding, Rows, block_of
 from znatok.fast.kernels import kernels
+from znatok.fast.product import INT_MM, ONEDNN, Times, Way, few_rows_laid_out
 
 
 class FrozenWeight(Protocol):
@@ -40,8 +41,12 @@ class FrozenWeight(Protocol):
         ...
 
     @property
-    def rounded(self) -> int | None:
-        """Return the block of the rotation its input rows need, or None where it wants plain rows in C."""
+    def rounded(self) -> Rounding | None:
+        """Return how its input rows are made int8, or None where it wants plain rows in C."""
+        ...
+
+    def answering(self) -> "FrozenWeight":
+        """Return the same weights, laid out for products with few rows."""
         ...
 
     def parts(self, ups: Sequence[Tensor | None]) -> list[Part]:
@@ -79,6 +84,7 @@ class Int8Weight:
         widths: outputs of each projection.
         bias: (N,) float32, or None.
         turned: whether outputs are rotated too.
+        way: how this machine multiplies.
     """
 
     q: Tensor
@@ -86,11 +92,28 @@ class Int8Weight:
     widths: tuple[int, ...]
     bias: Tensor | None = None
     turned: bool = True
+    way: Way = INT_MM
+
+    @cached_property
+    def _forward(self) -> Times:
+        return self.way.prepare(self.q)
+
+    @cached_property
+    def _backward(self) -> Times:
+        return self.way.prepare(self.q.t())
+
+    @cached_property
+    def _for_answers(self) -> "Int8Weight":
+        return replace(self, way=ONEDNN)
 
     @property
-    def rounded(self) -> int:
-        """Return the block of the rotation of input rows."""
-        return block_of(self.q.shape[1])
+    def rounded(self) -> Rounding:
+        """Return how input rows are made int8."""
+        return Rounding(block_of(self.q.shape[1]), self.way.levels)
+
+    def answering(self) -> "Int8Weight":
+        """Return the same weights laid out for few rows, where that is exact; the second copy is kept."""
+        return self._for_answers if self.way is INT_MM and few_rows_laid_out() else self
 
     def parts(self, ups: Sequence[Tensor | None]) -> list[Part]:
         """Return the projections with their low-rank parts."""
@@ -99,33 +122,36 @@ class Int8Weight:
 
     def encode(self, x_TK: Tensor) -> Rows:
         """Round rows (float32 or C) to int8."""
-        rows: Rows = kernels().quantise(x_TK, self.input_part(None))
+        rows: Rows = kernels().quantise(x_TK, self.input_part(None), levels=self.way.levels)
         return rows
 
     def product(self, rows: Rows | Tensor | None) -> Raw:
-        """Return x Wᵀ in int32 with its steps."""
+        """Return x Wᵀ in whole numbers, with its steps."""
         assert isinstance(rows, Rows)
-        return Raw(_int_product(rows.q, self.q.t()), rows.step, self.step)
+        return Raw(self._forward(rows.q), rows.step, self.step)
 
     def encode_gradient(self, grad_TN: Tensor) -> Rows:
         """Fold the steps of the weights in and round to int8."""
-        rows: Rows = kernels().quantise(grad_TN, self.parts([None] * len(self.widths)), self.step)
+        rows: Rows = kernels().quantise(grad_TN, self.parts([None] * len(self.widths)), self.step, self.way.levels)
         return rows
 
     def transposed(self, rows: Rows | Tensor | None) -> Raw:
-        """Return dy W in int32 with its steps."""
+        """Return dy W in whole numbers, with its steps."""
         assert isinstance(rows, Rows)
-        return Raw(_int_product(rows.q, self.q), rows.step)
+        return Raw(self._backward(rows.q), rows.step)
 
     def input_part(self, up: Tensor | None) -> list[Part]:
         """Return the one part of a finished input gradient."""
-        return [Part(self.q.shape[1], self.rounded, up)]
+        return [Part(self.q.shape[1], self.rounded.block, up)]
 
     def split(self) -> list["Int8Weight"]:
         """Return each projection alone, on the same memory."""
         biases = [None] * len(self.widths) if self.bias is None else self.bias.split(self.widths)
         rows, steps = self.q.split(self.widths), self.step.split(self.widths)
-        return [Int8Weight(q, step, (len(q),), bias) for q, step, bias in zip(rows, steps, biases, strict=True)]
+        return [
+            replace(self, q=q, step=step, widths=(len(q),), bias=bias)
+            for q, step, bias in zip(rows, steps, biases, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +162,10 @@ class FloatWeight:
     widths: tuple[int, ...]
     bias: Tensor | None = None
     rounded: None = None
+
+    def answering(self) -> "FloatWeight":
+        """Return the same weights."""
+        return self
 
     def parts(self, ups: Sequence[Tensor | None]) -> list[Part]:
         """Return the projections with their low-rank parts."""
@@ -162,14 +192,6 @@ class FloatWeight:
     def input_part(self, up: Tensor | None) -> list[Part]:
         """Return the one part of a finished input gradient."""
         return [Part(self.weight.shape[1], 1, up)]
-
-
-def _int_product(x_TK: Tensor, w_KN: Tensor) -> Tensor:
-    """Return the int32 product of two int8 matrices, for any number of rows."""
-    short = 17 - len(x_TK)  # torch._int_mm refuses fewer
-    if short <= 0:
-        return torch._int_mm(x_TK, w_KN)
-    return torch._int_mm(F.pad(x_TK, (0, 0, 0, short)), w_KN)[:-short]
 
 
 def quantise_weight(weight_NK: Tensor, *, turn: bool = True) -> tuple[Tensor, Tensor]:

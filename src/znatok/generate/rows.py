@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from znatok.fast.attention import Segments, pack_attention
+from znatok.fast.eager import History
+from znatok.fast.kernels import kernels
+
 SLOTS = 8
 INT8_SLOTS = 32
 ROW_ATTENTION = "znatok_rows"
@@ -47,6 +51,18 @@ class RowCache:
                 buffer_k[:, length - 1] = key[row, :, 0]
                 buffer_v[:, length - 1] = value[row, :, 0]
         return self.keys[layer], self.values[layer]
+
+    def attend(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        """Do the same for the fast engine: store, attend, and return (T, H · E) of a prompt or (R, H · E) of a step."""
+        if self.filling is None:
+            return self._step(layer, q_THE, k_TGE, v_TGE)
+        self.update(k_TGE.transpose(0, 1)[None], v_TGE.transpose(0, 1)[None], layer)
+        return pack_attention(q_THE, k_TGE, v_TGE, Segments(0, (len(q_THE),)))
+
+    def _step(self, layer: int, q_RHE: Tensor, k_RGE: Tensor, v_RGE: Tensor) -> Tensor:
+        history = History(self.keys[layer], self.values[layer], self.lengths)
+        out: Tensor = kernels().attend_rows(q_RHE, k_RGE, v_RGE, history)
+        return out
 
     def drop(self, row: int) -> None:
         """Free a row."""

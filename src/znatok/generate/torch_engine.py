@@ -11,7 +11,7 @@ Shapes: R rows (``slots``), V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from znatok.generate.engine import Request, Stop, TokenEngine, sayable
 from znatok.generate.rows import INT8_SLOTS, ROW_ATTENTION, SLOTS, RowCache
 from znatok.generate.sampling import draw
-from znatok.model.backbone import is_rounded
+from znatok.model.backbone import build_backbone, is_rounded, obstacle
 from znatok.tokens.chat import ChatFormat
 
 
@@ -36,83 +36,102 @@ class _Row:
     said: list[int] = field(default_factory=list)
 
 
+Layers = Callable[[Tensor, Tensor, RowCache, list[int] | None], Tensor]
+"""(ids (R, T), positions likewise, cache, number of keys of each row in a step or None for a prompt) -> hidden states
+(R, D) of each row's last token, after the final norm."""
+
+
 class TorchEngine(TokenEngine):
-    """Answers with a Hugging Face model in this process: exact, any architecture znatok loads."""
+    """Answers with a Hugging Face model in this process: exact, any architecture znatok loads.
+
+    A model in int8 is computed by the fast engine where it can, any other by transformers' own layers.
+    """
 
     name = "torch"
 
     def __init__(self, model: Any, chat: ChatFormat) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         super().__init__(chat, self._model.config.max_position_embeddings)
-        self._layers = self._model.config.num_hidden_layers
-        self._slots = INT8_SLOTS if is_rounded(self._model) else SLOTS
+        self._depth = self._model.config.num_hidden_layers
+        rounded = is_rounded(self._model)
+        self._slots = INT8_SLOTS if rounded else SLOTS
+        self._fast = rounded and not obstacle(self._model)
         self._device = self._model.get_input_embeddings().weight.device
         self._banned_V = self._banned_tokens()
 
     def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
         """Yield (request, token, why it ended or None); rows that end make room for the next ones."""
         waiting = deque(enumerate(requests))
-        cache = RowCache(self._layers, self._slots)
+        cache = RowCache(self._depth, self._slots)
+        layers = _packed_layers(self._model) if self._fast else self._model_layers  # adapters on or off as of now
         rows: list[_Row | None] = [None] * self._slots
         while waiting or any(rows):
             for slot in range(self._slots):
                 if rows[slot] is None and waiting:
                     index, request = waiting.popleft()
-                    row, logits_V = self._read_prompt(index, request, cache, slot)
+                    row, logits_V = self._read_prompt(index, request, cache, slot, layers)
                     rows[slot] = row
                     yield from self._take(rows, slot, logits_V, cache)
             if not any(rows):
                 continue
-            logits_RV = self._step(rows, cache)
+            logits_RV = self._step(rows, cache, layers)
             for slot in range(self._slots):
                 if rows[slot] is not None:
                     yield from self._take(rows, slot, logits_RV[slot], cache)
 
     @torch.inference_mode()
-    def _read_prompt(self, index: int, request: Request, cache: RowCache, slot: int) -> tuple[_Row, Tensor]:
+    def _read_prompt(
+        self, index: int, request: Request, cache: RowCache, slot: int, layers: Layers
+    ) -> tuple[_Row, Tensor]:
         ids, limit = self._prompt(request)
         row = _Row(index, request, torch.Generator().manual_seed(request.seed), limit)
         cache.filling = (slot, len(ids) + limit)
         try:
-            logits = self._forward(torch.tensor([ids]), torch.arange(len(ids))[None], cache, None)
+            logits = self._logits(layers(torch.tensor([ids]), torch.arange(len(ids))[None], cache, None))
         finally:
             cache.filling = None
         cache.lengths[slot] = len(ids)
         return row, logits[0]
 
     @torch.inference_mode()
-    def _step(self, rows: Sequence[_Row | None], cache: RowCache) -> Tensor:
+    def _step(self, rows: Sequence[_Row | None], cache: RowCache, layers: Layers) -> Tensor:
         """Compute the logits (R, V) that follow each row's last token."""
         tokens = [row.said[-1] if row else 0 for row in rows]
         positions = [cache.lengths[slot] if row else 0 for slot, row in enumerate(rows)]
         cache.lengths = [n + 1 if row else 0 for n, row in zip(cache.lengths, rows, strict=True)]
-        return self._forward(torch.tensor(tokens)[:, None], torch.tensor(positions)[:, None], cache, cache.lengths)
+        ids, places = torch.tensor(tokens)[:, None], torch.tensor(positions)[:, None]
+        return self._logits(layers(ids, places, cache, cache.lengths))
 
-    def _forward(self, ids: Tensor, positions: Tensor, cache: RowCache, rows: list[int] | None) -> Tensor:
-        """Return the logits after the last token of each row, shape (rows, V).
+    def _logits(self, hidden_RD: Tensor) -> Tensor:
+        """Return the logits (R, V).
 
         The head is called here and on a matrix: given the model's own three-dimensional slice of the last position,
         torch copies the whole head (0.5 GB for Qwen2.5) before it multiplies.
         """
+        head = self._model.get_output_embeddings()
+        logits: Tensor = head(hidden_RD.to(head.weight.dtype).contiguous())
+        return logits.cpu()  # drawing takes microseconds, and is the same on every device
+
+    def _model_layers(self, ids: Tensor, positions: Tensor, cache: RowCache, rows: list[int] | None) -> Tensor:
+        """Compute by transformers' own layers."""
         config = self._model.config
         before, training = config._attn_implementation, self._model.training
         config._attn_implementation = ROW_ATTENTION
         if training:
             self._model.eval()
         try:
-            hidden = self._model.model(
+            hidden: Tensor = self._model.model(
                 input_ids=ids.to(self._device),
                 position_ids=positions.to(self._device),
                 past_key_values=cache,
                 use_cache=True,
                 rows=rows,
             ).last_hidden_state[:, -1]
-            logits: Tensor = self._model.get_output_embeddings()(hidden.contiguous())
         finally:
             config._attn_implementation = before
             if training:
                 self._model.train()
-        return logits.cpu()  # drawing takes microseconds, and is the same on every device
+        return hidden
 
     @torch.inference_mode()
     def _take(
@@ -136,3 +155,14 @@ class TorchEngine(TokenEngine):
         banned_V = torch.ones(size, dtype=torch.bool)
         banned_V[[number for number in sayable(self._chat) if number < size]] = False
         return banned_V
+
+
+def _packed_layers(model: Any) -> Layers:
+    """Return what computes a rounded model by the fast engine; int8 products are exact, whatever their rows."""
+    backbone = build_backbone(model).answering()
+
+    def layers(ids: Tensor, positions: Tensor, cache: RowCache, rows: list[int] | None) -> Tensor:
+        last = torch.tensor([ids.shape[1] - 1]) if rows is None else None
+        return backbone.continued(ids.flatten(), positions.flatten(), cache.attend, last)
+
+    return layers

@@ -1,7 +1,7 @@
 """From a model's name to a model ready for adapters: frozen, in evaluation mode, with its tokenizer and its origin."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from znatok.config import ModelOptions
 from znatok.errors import ModelError, UsageError, _
-from znatok.fast.guard import saturates
 from znatok.fast.loss import Int8Head
+from znatok.fast.product import Way, fastest
 from znatok.model import directory, gguf
 from znatok.model.backbone import FAMILY
 from znatok.model.gguf_header import read_header
@@ -23,9 +23,6 @@ from znatok.model.quantised import load_quantised
 from znatok.model.source import Kind, Source, resolve
 
 __all__ = ["Dtype", "Kind", "Loaded", "Source", "choose_dtype", "load_base", "machine_capabilities", "resolve"]
-
-FAST_INT8 = ("avx512_vnni", "amx_int8")
-"""Instruction sets with which torch multiplies int8 faster than float; without them it falls back to plain loops."""
 
 Say = Callable[[str], object]
 
@@ -83,11 +80,11 @@ def load_base(options: ModelOptions, *, training: bool = False, say: Say = lambd
             raise UsageError("--dtype int8: {why}; use --dtype auto", why=why)
         int8 = False
     if int8:
-        choice = Dtype(choice.dtype, _("int8: {how}", how=", ".join(_present(FAST_INT8)) or _("as requested")))
+        choice = Dtype(choice.dtype, _("int8: {how}", how=_int8_way().name))
     say(_("loading {name}; {reason}", name=source.name, reason=choice.reason))
     head: Int8Head | None = None
     if int8:
-        (model, head), tokenizer = load_quantised(source, choice.dtype, say=say), load_tokenizer_of(source)
+        (model, head), tokenizer = load_quantised(source, choice.dtype, _int8_way(), say=say), load_tokenizer_of(source)
     elif source.path.is_file():
         got = gguf.load_gguf(source.path, choice.dtype, tied=source.tied)
         model, tokenizer = got.model, got.tokenizer
@@ -120,16 +117,15 @@ def int8_obstacle(source: Source) -> str:
         return _("int8 is for CPUs")
     if source.architecture not in {kind.__name__ for kind in FAMILY}:
         return _("{name} is not built like Llama", name=source.architecture)
-    if not _present(FAST_INT8):
-        return _("this processor has no fast int8 ({names})", names=", ".join(FAST_INT8))
-    if saturates():
-        return _("this processor's int8 product is not exact")
+    if fastest(machine_capabilities()) is None:
+        return _("this processor has no int8 product that is exact and faster than float")
     return ""
 
 
-def _present(names: Sequence[str]) -> list[str]:
-    capabilities = machine_capabilities()
-    return [name for name in names if capabilities.get(name)]
+def _int8_way() -> Way:
+    way = fastest(machine_capabilities())
+    assert way is not None  # int8_obstacle said nothing
+    return way
 
 
 def machine_capabilities() -> Mapping[str, Any]:

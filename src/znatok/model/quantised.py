@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from znatok.errors import ModelError, _
 from znatok.fast.linear import FrozenLinear, Int8Weight, quantise_weight
 from znatok.fast.loss import Int8Head
+from znatok.fast.product import INT_MM, Way
 from znatok.files import cache_home, replacing
 from znatok.model import directory, gguf, gguf_config
 from znatok.model.gguf_header import read_header
@@ -57,13 +58,14 @@ class Checkpoint:
 
 
 def load_quantised(
-    source: Source, dtype: torch.dtype, *, say: Say = lambda _text: None
+    source: Source, dtype: torch.dtype, way: Way = INT_MM, *, say: Say = lambda _text: None
 ) -> tuple[PreTrainedModel, Int8Head]:
     """Return the model with int8 projections, frozen and in evaluation mode, and its head in int8.
 
     Args:
         source: the checkpoint; of Llama's family.
         dtype: of everything else.
+        way: how this machine multiplies int8.
         say: hears that the checkpoint is being rounded for the first time.
 
     Raises:
@@ -73,7 +75,7 @@ def load_quantised(
     weights = _cached(source, checkpoint, dtype, say)
     with torch.device("meta"):
         model = checkpoint.kind(checkpoint.config)
-    _place_projections(model, weights, dtype)
+    _place_projections(model, weights, dtype, way)
     rest = {
         name: nn.Parameter(weight, requires_grad=False) for name, weight in weights.items() if name in checkpoint.names
     }
@@ -84,11 +86,12 @@ def load_quantised(
     model.generation_config = checkpoint.generation
     model.config.dtype = dtype
     table = model.get_output_embeddings().weight.detach()
-    head = Int8Head(Int8Weight(weights["head.q"], weights["head.step"], (len(table),), turned=False), table)
+    rounded = Int8Weight(weights["head.q"], weights["head.step"], (len(table),), turned=False, way=way)
+    head = Int8Head(rounded, table)
     return model.eval().requires_grad_(False), head
 
 
-def _place_projections(model: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _place_projections(model: Any, weights: dict[str, Tensor], dtype: torch.dtype, way: Way) -> None:
     for number, layer in enumerate(model.model.layers):
         for group, members in GROUPS.items():
             name = f"model.layers.{number}.{group}"
@@ -97,7 +100,7 @@ def _place_projections(model: Any, weights: dict[str, Tensor], dtype: torch.dtyp
             biases = [f"model.layers.{number}.{member}.bias" for member in members]
             bias = torch.cat([weights[b].float() for b in biases]) if biases[0] in weights else None
             widths = tuple(getattr(o, leaf).out_features for o, leaf in zip(owners, leaves, strict=True))
-            weight = Int8Weight(weights[f"{name}.q"], weights[f"{name}.step"], widths, bias)
+            weight = Int8Weight(weights[f"{name}.q"], weights[f"{name}.step"], widths, bias, way=way)
             for index, (owner, leaf) in enumerate(zip(owners, leaves, strict=True)):
                 setattr(owner, leaf, FrozenLinear(weight, index, dtype))
 
