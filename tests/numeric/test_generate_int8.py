@@ -1,4 +1,4 @@
-"""Answers of a model in int8, computed by the fast engine: as transformers' layers would say them, whoever else asks."""
+"""Answers of a model in int8 by the fast engine: as transformers' layers would say them, whoever else asks."""
 
 import pytest
 import torch
