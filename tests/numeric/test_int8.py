@@ -267,19 +267,25 @@ def test_an_int8_head_gives_the_slope_of_the_float_head_in_every_row(head):
     (found,) = torch.autograd.grad(2 * row_loss(hidden, rounded_head, target), hidden)
     (exact,) = torch.autograd.grad(2 * row_loss(hidden, rows, target), hidden)
     error = (found - exact).norm(dim=1) / exact.norm(dim=1)
-    assert error.max() < 0.02
+    assert error.max() < 0.04
+    assert error.mean() < 0.01
     assert (
         exact[:20].norm(dim=1).median() < 0.05 * exact[20:].norm(dim=1).min()
     )  # where the model is sure, little is left
 
 
 def test_the_int8_heads_loss_in_pieces_is_the_loss_of_the_whole(head):
-    """150 rows are two chunks; the order of rows and the size of chunks must not matter."""
+    """150 rows are two chunks; the order of rows and the size of chunks must not matter but for the draws."""
     hidden, target, _rows, rounded_head = head
     (whole,) = torch.autograd.grad(row_loss(hidden, rounded_head, target), hidden)
     pieces = [row_loss(h, rounded_head, t) for h, t in zip(hidden.split(7), target.split(7), strict=True)]
     (parts,) = torch.autograd.grad(sum(pieces), hidden)
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    assert packs.distance(parts, whole) < 0.01
+    torch.manual_seed(1)
+    (one,) = torch.autograd.grad(row_loss(hidden, rounded_head, target), hidden)
+    torch.manual_seed(1)
+    (same,) = torch.autograd.grad(row_loss(hidden, rounded_head, target), hidden)
+    assert torch.equal(one, same)
 
 
 # Other ways to multiply

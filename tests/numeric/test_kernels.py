@@ -293,6 +293,27 @@ def test_slope_is_the_derivative_of_cross_entropy(generator, dtype):
         close(held, slope.to(dtype))
 
 
+@pytest.mark.parametrize("twin", [compiled, eager], ids=["compiled", "eager"])
+def test_what_all_rows_have_in_common_is_not_rounded_away(generator, twin):
+    """Of a model that is nearly sure, most tokens have less than half a step: rounded to nearest, all would be 0."""
+    rows, width = 300, 4000
+    logits, target = noise(generator, rows, width) / 10, torch.randint(0, width, (rows,), generator=generator)
+    logits[:, 7] = 6  # the largest of the small shares makes the steps large
+    logits.scatter_(1, target[:, None], 12.0)
+    got = twin.slope_rounded(logits, target, torch.ones(width), 5)
+    assert (got.rows.q >= 0).all()
+    exact = logits.double().softmax(-1)
+    exact[torch.arange(rows), target] -= 1
+    found = (got.rows.q.double() * got.rows.step[:, None]).scatter_add_(1, got.at, got.large.double())
+    rest = torch.ones(width, dtype=torch.bool)
+    rest[7] = rest[target] = False
+    assert float(exact[:, rest].max()) < float(got.rows.step.min()) / 2
+    torch.testing.assert_close(found[:, rest].sum(), exact[:, rest].sum(), rtol=0.02, atol=0)
+    again, other = (twin.slope_rounded(logits, target, torch.ones(width), seed).rows.q for seed in (5, 6))
+    assert torch.equal(again, got.rows.q)
+    assert not torch.equal(other, got.rows.q)
+
+
 @pytest.mark.parametrize("levels", [127, 63])
 def test_rounded_slope_is_the_derivative_even_where_the_model_is_sure(generator, dtype, levels):
     logits, target = noise(generator, T, 500).mul_(3).to(dtype), torch.randint(0, 500, (T,), generator=generator)
@@ -302,7 +323,7 @@ def test_rounded_slope_is_the_derivative_even_where_the_model_is_sure(generator,
     scores = logits.double().requires_grad_()
     expected = torch.nn.functional.cross_entropy(scores, target, reduction="none")
     (slope,) = torch.autograd.grad(expected.sum(), scores)
-    twins = [twin.slope_rounded(logits, target, column, levels) for twin in (compiled, eager)]
+    twins = [twin.slope_rounded(logits, target, column, 11, levels) for twin in (compiled, eager)]
     same_rows(twins[0].rows, twins[1].rows)
     for got in twins:
         close(got.loss, expected.detach().float())

@@ -266,7 +266,7 @@ def slope_(logits_TV: Tensor, target_T: Tensor) -> Tensor:
     return loss
 
 
-def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, levels: int = 127) -> Slope:
+def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, seed: int, levels: int = 127) -> Slope:
     """Return the cross-entropy of each row, and its slope as int8 rows and exact large parts."""
     _floats(column_V)
     tokens, width = logits_TV.shape
@@ -275,7 +275,7 @@ def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, levels:
     out = Slope(torch.empty(tokens), _new_rows(tokens, width), at, large)
     _call(
         *("slope_rounded", logits_TV, _kind(logits_TV.dtype), column_V, tokens, width, target_T),
-        *(float(levels), out.rows.q, out.rows.step, at, large, out.loss),
+        *(float(levels), ctypes.c_uint64(seed), out.rows.q, out.rows.step, at, large, out.loss),
     )
     return out
 

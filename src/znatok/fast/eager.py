@@ -154,12 +154,17 @@ def quantise(x_TK: Tensor, parts: Sequence[Part], column_K: Tensor | None = None
 
 
 def keep_mask(shape: tuple[int, int], dropout: Dropout) -> Tensor:
-    """Return what dropout keeps, bool; a hash of seed, row and column, so that nothing has to be stored."""
+    """Return what dropout keeps, bool."""
+    return draws(shape, dropout.seed) >= dropout.threshold
+
+
+def draws(shape: tuple[int, int], seed: int) -> Tensor:
+    """Return 32-bit numbers (int64), a hash of seed, row and column, so that nothing has to be stored."""
     rows, columns = shape
     wrap = 2**64
     keys = []
     for t in range(rows):  # splitmix64 (Steele, Lea, Flood 2014) of the row
-        z = (dropout.seed + (t + 1) * 0x9E3779B97F4A7C15) % wrap
+        z = (seed + (t + 1) * 0x9E3779B97F4A7C15) % wrap
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % wrap
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % wrap
         keys.append(z ^ (z >> 31))
@@ -168,7 +173,7 @@ def keep_mask(shape: tuple[int, int], dropout: Dropout) -> Tensor:
     x = ((torch.arange(columns) * 0x9E3779B1) & 0xFFFFFFFF)[None] ^ first
     x = (((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF) ^ second
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return (x ^ (x >> 16)) >= dropout.threshold
+    return x ^ (x >> 16)
 
 
 def drop(x_TK: Tensor, dropout: Dropout) -> Tensor:
@@ -397,6 +402,12 @@ def slope_(logits_TV: Tensor, target_T: Tensor) -> Tensor:
     return loss
 
 
+def _round_fairly(x_TV: Tensor, seed: int, levels: int) -> Rows:
+    top = x_TV.amax(-1, keepdim=True).clamp_(min=1e-20)
+    fraction = (draws((x_TV.shape[0], x_TV.shape[1]), seed) >> 8) / 2**24
+    return Rows((x_TV * (levels / top) + fraction).clamp_(max=levels).to(torch.int8), (top / levels)[:, 0])
+
+
 LARGE = 64
 """How many shares of a row are kept apart at most: those beyond 1 / LARGE."""
 
@@ -417,11 +428,12 @@ class Slope(NamedTuple):
     large: Tensor
 
 
-def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, levels: int = 127) -> Slope:
+def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, seed: int, levels: int = 127) -> Slope:
     """Return the cross-entropy of each row, and its slope (softmax minus one-hot) as int8 rows and exact large parts.
 
     Rounded with the same step as a share near 1, all small shares would vanish; so the target and shares beyond
-    1 / LARGE are kept apart.
+    1 / LARGE are kept apart. Of a model that is nearly sure the rest still lies below half a step, in all rows alike;
+    so it is rounded up or down by a draw, and right on average (stochastic rounding, arXiv 1502.02551).
     """
     scores = logits_TV.float()
     norm = scores.logsumexp(dim=-1)
@@ -436,4 +448,4 @@ def slope_rounded(logits_TV: Tensor, target_T: Tensor, column_V: Tensor, levels:
     short = LARGE - 1 - large.shape[1]
     large = torch.cat([own - 1, large, large.new_zeros(len(large), short)], dim=1)
     at = torch.cat([target, at, target.expand(-1, short)], dim=1)
-    return Slope(norm - scores.gather(1, target)[:, 0], round_rows(share * column_V, levels), at, large)
+    return Slope(norm - scores.gather(1, target)[:, 0], _round_fairly(share * column_V, seed, levels), at, large)

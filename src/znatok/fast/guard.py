@@ -217,8 +217,8 @@ def with_floats(backbone: Backbone, names: Sequence[str], read: Read) -> Backbon
 def _gradients(backbone: Backbone, pack: Packed, head: Head) -> tuple[float, dict[str, Tensor]]:
     """Return the loss per answer token and the gradients of each group's adapters, flattened; no dropout."""
     quiet = replace(backbone, training=False)
-    hidden = quiet.hidden(pack)
-    loss = row_loss(hidden, head, pack.targets_N) / len(pack.targets_N)
+    with torch.random.fork_rng(devices=[]):  # the head rounds by draws
+        loss = row_loss(quiet.hidden(pack), head, pack.targets_N) / len(pack.targets_N)
     groups = {
         f"{number}.{group}": [tensor for adapter in getattr(layer, group).adapters for tensor in (adapter.a, adapter.b)]
         for number, layer in enumerate(quiet.layers)

@@ -100,6 +100,20 @@ inline uint32_t draw(Key key, uint32_t i) {
   x = (x ^ (x >> 15)) * 0x846ca68bu;
   return x ^ (x >> 16);
 }
+// Round a row of non-negative numbers to int8, up or down by a draw: on average nothing is lost, however small it is.
+APART float round_row_fairly(const float* __restrict v, int64_t n, float levels, Key key, int8_t* __restrict out) {
+  float top = kTiny;
+  _Pragma("omp simd reduction(max : top)")
+  for (int i = 0; i < int(n); ++i) top = std::fmax(top, v[i]);
+  const float inverse = levels / top;
+  SIMD
+  for (int i = 0; i < int(n); ++i) {
+    const float raised = v[i] * inverse + static_cast<float>(draw(key, static_cast<uint32_t>(i)) >> 8) * 0x1p-24f;
+    out[i] = static_cast<int8_t>(static_cast<int32_t>(std::fmin(raised, levels)));
+  }
+  return top / levels;
+}
+
 struct Dropout {
   uint32_t threshold;  // draws below it are dropped
   float keep;          // what the rest is multiplied by
@@ -528,12 +542,13 @@ APART static float slope_row(C* __restrict v, int64_t V, int64_t target) {
 }
 
 // The same, the slope as int8 rows for the next product. What is large in a row is kept apart, exact: rounded with the same
-// step as a share near 1, all small ones would vanish. Shares add up to 1, so at most kLarge are beyond 1 / kLarge.
+// step as a share near 1, all small ones would vanish; the smallest vanish still, so they are rounded by a draw. Shares add
+// up to 1, so at most kLarge are beyond 1 / kLarge.
 constexpr int64_t kLarge = 64;
 
 template <class C>
 APART static void slope_rounded_row(const C* __restrict logits, const float* __restrict column, int64_t V, int64_t target,
-                                    float levels, float* __restrict v, int8_t* __restrict q, float* s, int64_t* at, float* large, float* loss) {
+                                    float levels, Key key, float* __restrict v, int8_t* __restrict q, float* s, int64_t* at, float* large, float* loss) {
   float top = -INFINITY, sum = 0;
   _Pragma("omp simd reduction(max : top)")
   for (int i = 0; i < int(V); ++i) top = std::fmax(top, widen(logits[i]));
@@ -564,26 +579,26 @@ APART static void slope_rounded_row(const C* __restrict logits, const float* __r
   for (; found < kLarge; ++found) at[found] = target, large[found] = 0;
   SIMD
   for (int i = 0; i < int(V); ++i) v[i] *= unit * column[i];
-  *s = round_row(v, V, levels, q);
+  *s = round_row_fairly(v, V, levels, key, q);
 }
 
 template <class C>
 static void slope_rounded_rows(const C* logits, const float* column, int64_t T, int64_t V, const int64_t* target, float levels,
-                               int8_t* q, float* s, int64_t* at, float* large, float* loss) {
+                               uint64_t seed, int8_t* q, float* s, int64_t* at, float* large, float* loss) {
 #pragma omp parallel
   {
     row v(V);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < T; ++t)
-      slope_rounded_row(logits + t * V, column, V, target[t], levels, v.data(), q + t * V, s + t, at + t * kLarge,
+      slope_rounded_row(logits + t * V, column, V, target[t], levels, row_key(seed, t), v.data(), q + t * V, s + t, at + t * kLarge,
                         large + t * kLarge, loss + t);
   }
 }
 
 API void slope_rounded(const void* logits, int kind, const float* column, int64_t T, int64_t V, const int64_t* target, float levels,
-                       int8_t* q, float* s, int64_t* at, float* large, float* loss) {
-  kind == 1 ? slope_rounded_rows(static_cast<const bf16*>(logits), column, T, V, target, levels, q, s, at, large, loss)
-            : slope_rounded_rows(static_cast<const float*>(logits), column, T, V, target, levels, q, s, at, large, loss);
+                       uint64_t seed, int8_t* q, float* s, int64_t* at, float* large, float* loss) {
+  kind == 1 ? slope_rounded_rows(static_cast<const bf16*>(logits), column, T, V, target, levels, seed, q, s, at, large, loss)
+            : slope_rounded_rows(static_cast<const float*>(logits), column, T, V, target, levels, seed, q, s, at, large, loss);
 }
 
 API void slope(void* logits, int kind, int64_t T, int64_t V, const int64_t* target, float* loss) {

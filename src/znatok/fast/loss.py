@@ -83,7 +83,8 @@ class _Int8HeadCrossEntropy(_FrozenHeadCrossEntropy):
             if not ctx.needs_input_grad[0]:
                 total += kernels().slope_(logits_CV, target_C).sum()
                 continue
-            slope = kernels().slope_rounded(logits_CV, target_C, head.weight.step, head.weight.way.levels)
+            seed = int(torch.randint(2**62, ()))  # like those of dropout: a resumed run draws what the whole one would
+            slope = kernels().slope_rounded(logits_CV, target_C, head.weight.step, seed, head.weight.way.levels)
             total += slope.loss.sum()
             raw = head.weight.transposed(slope.rows)
             large_CD = _rows_weighted(head.rows_VD, slope.at, slope.large)
