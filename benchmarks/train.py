@@ -30,7 +30,6 @@ ABLATIONS = {
     "no compiled kernels": "eager",
     "beginnings not shared": "unshared",
     "torch's flash attention": "flash",
-    "attention segment by segment": "single",
     "all rows of the last layer": "all-rows",
     "default allocator": "malloc",
     "without dropout (not an optimisation)": "--lora_dropout 0",
@@ -134,25 +133,18 @@ def with_flash_attention() -> None:
     from znatok.fast import backbone
 
     def attend(q: Any, k: Any, v: Any, segments: Any) -> Any:
-        out = torch.empty_like(q)
-        for bunch in segments:
-            for places, real in zip(bunch.rows_BL, bunch.real_BL, strict=True):
-                own, seen = places[real], bunch.seen
-                keys, values = (torch.cat([x[:seen], x[own]]).transpose(0, 1)[None] for x in (k, v))
-                mask = bunch.mask_LS[: len(own), : seen + len(own)].to(q.dtype)
-                rows = q[own].transpose(0, 1)[None]
-                found = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, enable_gqa=True)
-                out = out.index_copy(0, own, found[0].transpose(0, 1))
-        return out.flatten(1)
+        out = []
+        for start, length, seen in segments:
+            own = slice(start, start + length)
+            keys, values = (torch.cat([x[:seen], x[own]]).transpose(0, 1)[None] for x in (k, v))
+            mask = segments.mask(length, seen).to(q.dtype)
+            rows = q[own].transpose(0, 1)[None]
+            out.append(
+                F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+            )
+        return torch.cat(out).flatten(1)
 
     backbone.pack_attention = attend
-
-
-def with_single_segments() -> None:
-    """Attend to every segment on its own."""
-    from znatok.fast import attention
-
-    attention.ALIKE = 0.0
 
 
 def with_all_rows() -> None:
@@ -180,7 +172,6 @@ OFF: dict[str, Callable[[], None]] = {
     "float-head": with_float_head,
     "unshared": without_sharing,
     "flash": with_flash_attention,
-    "single": with_single_segments,
     "all-rows": with_all_rows,
     "malloc": with_default_allocator,
     "eager": lambda: None,  # the environment says it

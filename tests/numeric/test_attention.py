@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from znatok.fast.attention import ALIKE, Segments, pack_attention
+from znatok.fast.attention import Segments, pack_attention
 
 WIDTH = 8
 SHAPES = [
@@ -14,7 +14,6 @@ SHAPES = [
     pytest.param(6, 1, 3, (4, 4), id="one key head"),
     pytest.param(3, 3, 1, (1, 2), id="a prefix of one token"),
     pytest.param(14, 2, 4, (3, 8, 2, 2), id="seven to one"),
-    pytest.param(4, 2, 3, (9, 10, 4, 11), id="about one length"),
 ]
 
 
@@ -126,30 +125,16 @@ def test_a_rows_gradient_reaches_only_what_it_saw(row):
     assert not of_k[[column for column in range(12) if not seen[column]]].any()
 
 
-def bunches(prefix, lengths):
-    return [(bunch.rows_BL.tolist(), bunch.places_N.tolist(), bunch.seen) for bunch in Segments(prefix, lengths)]
-
-
-def test_segments_of_about_one_length_are_computed_together():
-    assert bunches(3, (4, 2, 5)) == [
-        ([[0, 1, 2]], [0, 1, 2], 0),
-        ([[7, 8]], [0, 1], 3),
-        ([[3, 4, 5, 6, 6], [9, 10, 11, 12, 13]], [0, 1, 2, 3, 5, 6, 7, 8, 9], 3),
-    ]
-    assert bunches(0, (1,)) == [([[0]], [0], 0)]
-
-
-@pytest.mark.parametrize("lengths", [(1, 2, 3, 4, 5, 6, 7), (100, 80, 101, 125, 126), (9, 9, 9)])
-def test_every_row_is_computed_once_and_little_is_wasted(lengths):
-    found = list(Segments(5, lengths))
-    assert sorted(row for bunch in found for row in bunch.rows_N.tolist()) == list(range(5 + sum(lengths)))
-    assert sum(bunch.rows_BL.numel() for bunch in found) <= ALIKE * (5 + sum(lengths))
+def test_segments_say_where_they_start_and_what_they_see():
+    assert list(Segments(3, (4, 2))) == [(0, 3, 0), (3, 4, 3), (7, 2, 3)]
+    assert list(Segments(0, (4, 2))) == [(0, 4, 0), (4, 2, 0)]
 
 
 def test_a_mask_is_made_once_for_all_layers():
-    (_prefix, bunch) = Segments(2, (3, 3))
-    assert bunch.mask_LS.tolist() == [[0, 0, 0, *[-torch.inf] * 2], [0, 0, 0, 0, -torch.inf], [0] * 5]
-    assert bunch.mask_LS is bunch.mask_LS
+    segments = Segments(2, (3, 3))
+    mask = segments.mask(3, 2)
+    assert mask.tolist() == [[0, 0, 0, *[-torch.inf] * 2], [0, 0, 0, 0, -torch.inf], [0] * 5]
+    assert segments.mask(3, 2) is mask
 
 
 def test_second_derivatives_are_refused_rather_than_wrong():

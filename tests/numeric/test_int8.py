@@ -275,7 +275,7 @@ def test_an_int8_head_gives_the_slope_of_the_float_head_in_every_row(head):
 
 
 def test_the_int8_heads_loss_in_pieces_is_the_loss_of_the_whole(head):
-    """150 rows are two chunks; the order of rows and the size of chunks must not matter but for the draws."""
+    """The order of rows and the size of pieces must not matter but for the draws."""
     hidden, target, _rows, rounded_head = head
     (whole,) = torch.autograd.grad(row_loss(hidden, rounded_head, target), hidden)
     pieces = [row_loss(h, rounded_head, t) for h, t in zip(hidden.split(7), target.split(7), strict=True)]

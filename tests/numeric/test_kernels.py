@@ -298,7 +298,7 @@ def test_what_all_rows_have_in_common_is_not_rounded_away(generator, twin):
     """Of a model that is nearly sure, most tokens have less than half a step: rounded to nearest, all would be 0."""
     rows, width = 300, 4000
     logits, target = noise(generator, rows, width) / 10, torch.randint(0, width, (rows,), generator=generator)
-    logits[:, 7] = 6  # the largest of the small shares makes the steps large
+    logits[:, 7] = 6.5  # the largest of the small shares makes the steps large
     logits.scatter_(1, target[:, None], 12.0)
     got = twin.slope_rounded(logits, target, torch.ones(width), 5)
     assert (got.rows.q >= 0).all()

@@ -2,122 +2,50 @@
 
 A dense mask over the whole pack would spend most of its work on pairs that must not see each other; here every segment
 is a small problem of its own: the prefix attends to itself, the rest of each example to the prefix and itself. Query
-heads that share a key head are rows of one product, and segments of about one length are computed together. Scores are
-float32: Qwen's key biases make them large, and bfloat16 would round away what tells them apart.
+heads that share a key head are rows of one product. On two cores this takes about half the time of torch's flash
+attention at these lengths (docs/experiments.md). Scores are float32: Qwen's key biases make them large, and bfloat16
+would round away what tells them apart.
 
-Shapes: T tokens of the pack, H query heads, G key heads, E head width; for a bunch of B segments: L places of the
-longest, P tokens of the prefix, S = P + L keys that a segment sees, Q = H / G · L query rows of a key head.
+Shapes: T tokens of the pack, H query heads, G key heads, E head width, L tokens of a segment, S keys it sees (the
+prefix's and its own), Q = H / G · L query rows of a key head.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ALIKE = 1.25
-"""The longest segment of a bunch has at most this many times the tokens of the shortest."""
 
-
-@dataclass(frozen=True, eq=False)
-class Bunch:
-    """Segments of about one length that are computed together.
-
-    Attributes:
-        rows_BL: the row of the pack at each place; past a segment's end, its last one stands in. No token sees it:
-            keys that come later than a query are hidden anyway.
-        real_BL: which places are within their segment, bool.
-        seen: tokens of the prefix in front, P.
-    """
-
-    rows_BL: Tensor
-    real_BL: Tensor
-    seen: int
-
-    @cached_property
-    def places_N(self) -> Tensor:
-        """Return the real ones of the B · L places."""
-        return self.real_BL.flatten().nonzero()[:, 0]
-
-    @cached_property
-    def rows_N(self) -> Tensor:
-        """Return the rows of the pack at the real places."""
-        return self.rows_BL.flatten()[self.places_N]
-
-    @cached_property
-    def mask_LS(self) -> Tensor:
-        """Return what is added to scores: no token sees a later one."""
-        length = self.rows_BL.shape[1]
-        return torch.full((length, self.seen + length), -torch.inf).triu_(self.seen + 1)
-
-    def queries(self, x_THE: Tensor, groups: int) -> Tensor:
-        """Return rows of the pack as queries by key head, (B · G, Q, E)."""
-        return _by_key_head(x_THE[self.rows_BL], groups)
-
-    def gradients(self, x_THE: Tensor, groups: int) -> Tensor:
-        """Return the same of the output's gradient: 0 past a segment's end."""
-        return _by_key_head(x_THE[self.rows_BL].mul_(self.real_BL[:, :, None, None]), groups)
-
-    def tokens(self, x_BQE: Tensor) -> Tensor:
-        """Return query rows by key head as the real tokens again, (N, H · E)."""
-        count, length = self.rows_BL.shape
-        places = x_BQE.unflatten(1, (-1, length)).unflatten(0, (count, -1)).permute(0, 3, 1, 2, 4)
-        rows: Tensor = places.reshape(count * length, -1)[self.places_N]
-        return rows
-
-    def keys(self, x_TGE: Tensor) -> Tensor:
-        """Return what each segment sees of the keys or values, (B · G, S, E): the prefix, then its own."""
-        own = x_TGE[self.rows_BL]
-        if self.seen:
-            own = torch.cat([x_TGE[: self.seen].expand(len(own), -1, -1, -1), own], dim=1)
-        rows: Tensor = own.transpose(1, 2).flatten(0, 1)
-        return rows
-
-    def add_keys(self, total_TGE: Tensor, grad_BSE: Tensor) -> None:
-        """Add gradients of what was seen to the segments' own tokens and to the prefix."""
-        grad = grad_BSE.unflatten(0, (len(self.rows_BL), -1)).transpose(1, 2)  # (B, S, G, E)
-        if self.seen:
-            total_TGE[: self.seen] += grad[:, : self.seen].sum(0)
-        total_TGE[self.rows_N] += grad[:, self.seen :].flatten(0, 1)[self.places_N]
-
-
-def _by_key_head(x_BLHE: Tensor, groups: int) -> Tensor:
-    places = x_BLHE.unflatten(2, (groups, -1))  # (B, L, G, H / G, E)
-    rows: Tensor = places.permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
-    return rows
-
-
+@dataclass(eq=False)
 class Segments:
     """How a pack falls into segments.
 
-    Args:
+    Attributes:
         prefix: tokens at the start that every segment sees; may be 0.
         lengths: tokens of each segment after it.
     """
 
-    def __init__(self, prefix: int, lengths: Sequence[int]) -> None:
-        starts = torch.tensor([0, *lengths]).cumsum(0).add_(prefix).tolist()
-        order = sorted(range(len(lengths)), key=lambda segment: lengths[segment])
-        bunches: list[list[int]] = []
-        for segment in order:
-            if not bunches or lengths[segment] > ALIKE * lengths[bunches[-1][0]]:
-                bunches.append([])
-            bunches[-1].append(segment)
-        self._bunches = [_bunch([(0, prefix)], 0)] if prefix else []
-        self._bunches += [_bunch([(starts[one], lengths[one]) for one in bunch], prefix) for bunch in bunches]
+    prefix: int
+    lengths: Sequence[int]
+    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
-    def __iter__(self) -> Iterator[Bunch]:
-        """Yield the bunches: the prefix first, if there is one."""
-        return iter(self._bunches)
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Yield first row, length, and how many tokens of the prefix are seen, of each segment."""
+        if self.prefix:
+            yield 0, self.prefix, 0
+        start = self.prefix
+        for length in self.lengths:
+            yield start, length, self.prefix
+            start += length
 
-
-def _bunch(segments: Sequence[tuple[int, int]], seen: int) -> Bunch:
-    """Return a bunch of segments given by their first row and length."""
-    places = torch.arange(max(length for _start, length in segments))
-    starts, lengths = torch.tensor(segments).t()[:, :, None]
-    return Bunch(starts + places.minimum(lengths - 1), places < lengths, seen)
+    def mask(self, length: int, seen: int) -> Tensor:
+        """Return the additive mask (L, S): no token sees a later one. Made once for all layers."""
+        key = (length, seen)
+        if key not in self._masks:
+            self._masks[key] = torch.full((length, seen + length), -torch.inf).triu_(seen + 1)
+        return self._masks[key]
 
 
 def pack_attention(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, segments: Segments) -> Tensor:
@@ -141,12 +69,16 @@ class _PackAttention(torch.autograd.Function):
         heads, width = q_THE.shape[1:]
         out = q_THE.new_empty(len(q_THE), heads * width)
         shares = []
-        for bunch in segments:
-            q, k, v = bunch.queries(q_THE, k_TGE.shape[1]), bunch.keys(k_TGE), bunch.keys(v_TGE)
+        for start, length, seen in segments:
+            q, k, v = (
+                _rows(q_THE, start, length, k_TGE),
+                _keys(k_TGE, start, length, seen),
+                _keys(v_TGE, start, length, seen),
+            )
             scores = torch.bmm(q.float(), k.float().transpose(1, 2)).mul_(width**-0.5)
-            scores.unflatten(1, (-1, len(bunch.mask_LS))).add_(bunch.mask_LS)
+            scores.unflatten(1, (-1, length)).add_(segments.mask(length, seen))
             share = scores.softmax(-1).to(q.dtype)
-            out[bunch.rows_N] = bunch.tokens(torch.bmm(share, v))
+            out[start : start + length] = _tokens(torch.bmm(share, v), length)
             shares.append(share)
         ctx.segments = segments
         ctx.save_for_backward(q_THE, k_TGE, v_TGE, *shares)
@@ -156,16 +88,48 @@ class _PackAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_THE, k_TGE, v_TGE, *shares = ctx.saved_tensors
-        scale, groups = q_THE.shape[2] ** -0.5, k_TGE.shape[1]
+        scale = q_THE.shape[2] ** -0.5
         grad_q, grad_k, grad_v = torch.empty_like(q_THE), torch.zeros_like(k_TGE), torch.zeros_like(v_TGE)
         grad_THE = grad.unflatten(1, q_THE.shape[1:])
-        for bunch, share in zip(ctx.segments, shares, strict=True):
-            q, k, v = bunch.queries(q_THE, groups), bunch.keys(k_TGE), bunch.keys(v_TGE)
-            grad_out = bunch.gradients(grad_THE, groups)
-            grad_score = torch.bmm(grad_out, v.transpose(1, 2)).float().mul_(share)
-            grad_score.addcmul_(share.float(), grad_score.sum(-1, keepdim=True), value=-1).mul_(scale)
+        for (start, length, seen), share in zip(ctx.segments, shares, strict=True):
+            q, k, v = (
+                _rows(q_THE, start, length, k_TGE),
+                _keys(k_TGE, start, length, seen),
+                _keys(v_TGE, start, length, seen),
+            )
+            grad_out = _rows(grad_THE, start, length, k_TGE)
+            _add_keys(grad_v, torch.bmm(share.transpose(1, 2), grad_out), start, length, seen)
+            grad_share = torch.bmm(grad_out, v.transpose(1, 2)).float()
+            share = share.float()
+            grad_score = grad_share.mul_(share)
+            grad_score.sub_(share.mul_(grad_score.sum(-1, keepdim=True))).mul_(scale)
             grad_score = grad_score.to(q.dtype)
-            bunch.add_keys(grad_v, torch.bmm(share.transpose(1, 2), grad_out))
-            bunch.add_keys(grad_k, torch.bmm(grad_score.transpose(1, 2), q))
-            grad_q[bunch.rows_N] = bunch.tokens(torch.bmm(grad_score, k)).unflatten(1, q_THE.shape[1:])
+            grad_q[start : start + length] = _tokens(torch.bmm(grad_score, k), length).unflatten(1, q_THE.shape[1:])
+            _add_keys(grad_k, torch.bmm(grad_score.transpose(1, 2), q), start, length, seen)
         return grad_q, grad_k, grad_v, None
+
+
+def _rows(x_THE: Tensor, start: int, length: int, k_TGE: Tensor) -> Tensor:
+    """Return a segment's query rows by key head, (G, Q, E)."""
+    groups = x_THE[start : start + length].unflatten(1, (k_TGE.shape[1], -1))  # (L, G, H / G, E)
+    rows: Tensor = groups.permute(1, 2, 0, 3).flatten(1, 2)
+    return rows
+
+
+def _tokens(x_GQE: Tensor, length: int) -> Tensor:
+    """Return query rows as tokens again, (L, H · E)."""
+    tokens: Tensor = x_GQE.unflatten(1, (-1, length)).permute(2, 0, 1, 3).flatten(1)
+    return tokens
+
+
+def _keys(x_TGE: Tensor, start: int, length: int, seen: int) -> Tensor:
+    """Return what a segment sees of the keys or values, (G, S, E): the prefix, then its own."""
+    own = x_TGE[start : start + length]
+    return (torch.cat([x_TGE[:seen], own]) if seen else own).transpose(0, 1)
+
+
+def _add_keys(total_TGE: Tensor, grad_GSE: Tensor, start: int, length: int, seen: int) -> None:
+    """Add a segment's gradient to its own tokens and to the prefix."""
+    grad = grad_GSE.transpose(0, 1)
+    total_TGE[:seen] += grad[:seen]
+    total_TGE[start : start + length] += grad[seen:]
