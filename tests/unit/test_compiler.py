@@ -1,5 +1,6 @@
 """Compiling the kernels: once per machine, never an error, and the eager twins where it can't be done."""
 
+import ctypes
 import os
 import shutil
 import sys
@@ -179,10 +180,21 @@ class TestWithoutACompilerThatWorks:
         assert built.reason.startswith("the compiler failed: ")
 
 
-def test_a_damaged_library_is_no_crash(build, gnu):
+def test_a_damaged_library_is_compiled_anew(build, gnu):
     path = compiler._cached(gnu)  # not by build(), which loads it: a library that is loaded is not read again
+    whole = path.stat().st_size
     path.write_bytes(b"\x7fELF nothing")
-    assert build().library is None
+    assert build().library is not None
+    assert path.stat().st_size == whole
+
+
+def test_a_compiler_that_makes_nothing_of_use_is_no_crash(build, gnu, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", refusing)
+    assert build() == (None, "the compiler failed: not a library")
+
+
+def refusing(_path):
+    raise OSError("not a library")
 
 
 @pytest.mark.parametrize("library", [None, "a library"])

@@ -192,6 +192,7 @@ def test_int8_that_is_too_far_off_gives_way_to_float(settings, monkeypatch, caps
     ready = prepare(settings())
     assert not ready.loaded.int8
     assert (ready.engine.name, ready.engine.floats) == ("bfloat16", ())
+    assert ready.engine.verdict is FAILED  # the manifest says why it is not int8
     said = capsys.readouterr().err
     assert "loss +25.00 %, cosine of the gradient 0.9000 (0.8000 in 1.down): not close enough" in said
     assert "engine: bfloat16, " in said

@@ -60,11 +60,19 @@ def build() -> Built:
     if compiler is None:
         return Built(None, _("no C++ compiler found (g++)"))
     try:
-        path = _cached(compiler)
-        return Built(ctypes.CDLL(str(path)), _("compiled for this machine"))
+        return Built(_load(_cached(compiler)) or ctypes.CDLL(str(_cached(compiler))), _("compiled for this machine"))
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         return Built(None, _("the compiler failed: {why}", why=lines[0][:200] if lines else type(error).__name__))
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """Load the library; one that is damaged (cut short, on a disk that lies) is thrown away."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink()
+        return None
 
 
 def _cached(compiler: str) -> Path:

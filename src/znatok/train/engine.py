@@ -31,7 +31,8 @@ class TrainingEngine:
         computation: the engine.
         name: ``int8``, ``bfloat16`` or ``float32`` of the fast engine, or ``transformers``.
         reason: in words.
-        verdict: how int8 compared with float on the first batch; None where there was nothing to compare.
+        verdict: how int8 compared with float on the first batch, even where float trains because of it; None where
+            there was nothing to compare.
         floats: groups of projections that are computed in float within an int8 run.
     """
 
@@ -51,10 +52,17 @@ class TrainingEngine:
         }
 
 
+@dataclass(frozen=True)
+class NotInt8:
+    """The base is in int8 and must be loaded in float: int8 has not earned it, or nothing can compute it."""
+
+    verdict: Verdict | None = None
+
+
 def choose_engine(
     loaded: Loaded, model: Any, config: TrainConfig, train: Sequence[Example], stored: dict[str, Any] | None
-) -> TrainingEngine | None:
-    """Return what computes the run, or None where int8 has not earned it and the base must be loaded in float.
+) -> TrainingEngine | NotInt8:
+    """Return what computes the run.
 
     Args:
         loaded: the base, int8 or float.
@@ -67,7 +75,7 @@ def choose_engine(
     if why and loaded.int8:
         if config.model.dtype == "int8":
             raise UsageError("--dtype int8: {why}; use --dtype auto", why=why)
-        return None
+        return NotInt8()
     if why:
         return TrainingEngine(computation=Padded(model), name="transformers", reason=why)
     backbone = build_backbone(model, dropout=config.lora.lora_dropout)
@@ -87,7 +95,7 @@ def choose_engine(
     _report(verdict)
     if not verdict.passed:
         if config.model.dtype != "int8":
-            return None
+            return NotInt8(verdict)
         warn(_("int8 is used all the same, as --dtype int8 asks"))
     floats = verdict.floats if verdict.passed else ()  # what is stated is what computes, for a resumed run goes by it
     packed = replace(packed, backbone=chosen)

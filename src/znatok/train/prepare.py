@@ -14,7 +14,7 @@ from znatok.model.load import Loaded, choose_dtype, load_base
 from znatok.model.machine import device
 from znatok.tokens.chat import ChatFormat, choose_format
 from znatok.tokens.encode import Encoded, EncodeRule, Example, encode_pairs
-from znatok.train.engine import TrainingEngine, choose_engine
+from znatok.train.engine import NotInt8, TrainingEngine, choose_engine
 from znatok.train.plan import Plan, count, probe
 
 
@@ -49,11 +49,14 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None) -> Prepar
     train_set, validation_set = encode_both(parts, chat, config)
     model = inject(loaded.model, config.lora, config.train.seed)
     engine = choose_engine(loaded, model, config, train_set.examples, stored)
-    if engine is None:  # int8 is too far off on these data
-        loaded = load_base(replace(config.model, dtype=str(loaded.dtype).removeprefix("torch.")), say=say)
+    if isinstance(engine, NotInt8):
+        verdict, dtype = engine.verdict, str(loaded.dtype).removeprefix("torch.")
+        del loaded, model  # before the next is read
+        loaded = load_base(replace(config.model, dtype=dtype), say=say)
         model = inject(loaded.model, config.lora, config.train.seed)
         engine = choose_engine(loaded, model, config, train_set.examples, stored)
-        assert engine is not None
+        assert isinstance(engine, TrainingEngine)
+        engine = replace(engine, verdict=verdict)
     say(_("engine: {name}, {reason}", name=engine.name, reason=engine.reason))
     plan = count(train_set.examples, validation_set.examples, config.train, model, engine.computation)
     if not config.train.resume:
