@@ -4,6 +4,7 @@ Measured, each in a process of its own and with the model file in the page cache
 
 * ``llamacpp tuned``, ``llamacpp base``: our engine with the adapter on and off;
 * ``xllamacpp bare``: llama.cpp on the same file with no adapter loaded, its own loop: what our engine is held against;
+* ``xllamacpp bare tuned``: the same with the adapter loaded and on;
 * ``torch tuned``: our engine on the dequantised model with the adapter;
 * ``transformers``: ``generate`` on the same model and adapter;
 * ``chat ready``: from the start of ``chatting.py`` to its end, with nothing on standard input.
@@ -69,7 +70,7 @@ def main() -> None:
             for way in args.only:
                 if way != "make adapter":
                     models[name][way] = found = child(way, name, adapter, args)
-                    print(f"{name:30} {way:15} {found['value']:8.2f} {found['unit']:9} {found['all']}", flush=True)
+                    print(f"{name:30} {way:20} {found['value']:8.2f} {found['unit']:9} {found['all']}", flush=True)
     if args.out:
         from znatok.model.machine import machine
 
@@ -84,7 +85,7 @@ def child(way: str, name: str, adapter: Path, args: argparse.Namespace) -> Any:
     options = ["--tokens", str(args.tokens), "--prompts", str(args.prompts), "--dtype", args.dtype]
     command = [sys.executable, __file__, *options, "--child", way, name, str(adapter)]
     # bare llama.cpp gets what our engine gives it; the others keep their own
-    changed = {"GOMP_SPINCOUNT": "1000"} if way == "xllamacpp bare" else {}
+    changed = {"GOMP_SPINCOUNT": "1000"} if way.startswith("xllamacpp") else {}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**changed, **os.environ})
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -120,12 +121,13 @@ def engine(kind: str, voice: str, name: str, adapter: Path, args: argparse.Names
     return rates(found)
 
 
-def bare(name: str, _adapter: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure llama.cpp as it is: no adapter, no bans, its own loop over tokens."""
+def bare(tuned: bool, name: str, adapter: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure llama.cpp as it is: no bans, its own loop over tokens."""
     import torch
     import xllamacpp
 
     from znatok.generate.choose import file_format, gguf_base
+    from znatok.model.lora_gguf import lora_gguf
 
     base = gguf_base(name, print)
     assert base is not None
@@ -133,6 +135,9 @@ def bare(name: str, _adapter: Path, args: argparse.Namespace) -> dict[str, Any]:
     params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(base.header.path), 4352, 1, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     params.fit_params = params.warmup = False
+    if tuned:
+        converted = lora_gguf(adapter, base.header, base.sha256)
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(converted), 1.0)]
     server, found = xllamacpp.Server(params), []
     for request in requests(args):
         order = {"prompt": chat.prompt_ids(request.messages), "samplers": ["top_k"], "top_k": 1}
@@ -206,7 +211,8 @@ WAYS: dict[str, Any] = {
     "make adapter": make_adapter,
     "llamacpp tuned": lambda *job: engine("llamacpp", "tuned", *job),
     "llamacpp base": lambda *job: engine("llamacpp", "base", *job),
-    "xllamacpp bare": bare,
+    "xllamacpp bare": lambda *job: bare(False, *job),
+    "xllamacpp bare tuned": lambda *job: bare(True, *job),
     "torch tuned": lambda *job: engine("torch", "tuned", *job),
     "transformers": transformers,
     "chat ready": ready,

@@ -14,7 +14,7 @@ import gguf_files
 from znatok.config import SampleOptions
 from znatok.generate import llamacpp
 from znatok.generate.choose import file_format, gguf_base
-from znatok.generate.engine import Request
+from znatok.generate.engine import Request, sayable
 from znatok.generate.sampling import draw
 from znatok.model.adapters import TARGETS, save_adapter
 from znatok.model.gguf import load_gguf
@@ -75,8 +75,8 @@ def opened(path, adapter=None, context=CONTEXT):
     base = gguf_base(str(path), print)
     chat = file_format(base, "auto")
     server = llamacpp.LlamaServer(Path(path), adapter, context)
-    sizes = (context, len(base.header.metadata["tokenizer.ggml.tokens"]))
-    voices = [llamacpp.LlamaCppEngine(server, chat, sizes, tuned=tuned) for tuned in (False, True)]
+    banned = sorted(set(range(len(base.header.metadata["tokenizer.ggml.tokens"]))) - sayable(chat))
+    voices = [llamacpp.LlamaCppEngine(server, chat, context, banned, tuned=tuned) for tuned in (False, True)]
     return server, voices[0], voices[1] if adapter else None
 
 

@@ -136,7 +136,7 @@ class TrainOptions(Options):
         0, "stop after so many validations without a better loss; 0 for never", low=0, high=1000
     )
     pack_tokens: int = option(
-        1024,
+        640,
         "most tokens computed at once; a longer batch is computed in parts, to the same result",
         low=16,
         high=10**6,

@@ -62,6 +62,7 @@ class Expert:
     def _open_file(self, base: "GgufBase", asked: str) -> None:
         """Start llama.cpp; while it reads the model, find the tokenizer and the format."""
         from znatok.generate.choose import file_format
+        from znatok.generate.engine import sayable
         from znatok.generate.llamacpp import LlamaCppEngine, LlamaServer
 
         self.base_name, self.base_sha256 = base.name, base.sha256
@@ -69,10 +70,10 @@ class Expert:
         context = header.integer(f"{header.text('general.architecture')}.context_length", high=1 << 24)
         self._server = LlamaServer(header.path, self._choice.adapter, context)
         self.chat = file_format(base, asked)
-        sizes = (context, len(header.metadata["tokenizer.ggml.tokens"]))
+        banned = sorted(set(range(len(header.metadata["tokenizer.ggml.tokens"]))) - sayable(self.chat))
         for voice in self.voices:
             tuned = voice is Voice.TUNED
-            self._engines[voice] = LlamaCppEngine(self._server, self.chat, sizes, tuned=tuned)
+            self._engines[voice] = LlamaCppEngine(self._server, self.chat, context, banned, tuned=tuned)
         self._server.wait()
 
     def _open_model(self, asked: str) -> None:

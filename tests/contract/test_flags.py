@@ -41,7 +41,7 @@ TRAIN = MODEL | {
     ("keep_checkpoints", "int", 2, None),
     ("keep", "str", "last", ("last", "best")),
     ("early_stopping", "int", 0, None),
-    ("pack_tokens", "int", 1024, None),
+    ("pack_tokens", "int", 640, None),
     ("low_memory", "bool", False, None),
     ("threads", "int", 0, None),
     ("resume", "bool", False, None),

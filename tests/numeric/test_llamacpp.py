@@ -208,7 +208,7 @@ def test_half_a_character_at_the_limit_is_not_shown(voices, limit):
         whole.pop()
     asked = request(max_new_tokens=limit)
     for read in (lambda engine: engine.answers([asked])[0].text, lambda engine: "".join(engine.stream(asked))):
-        engine = LlamaCppEngine(Script(ids), chat, (128, 320), tuned=False)
+        engine = LlamaCppEngine(Script(ids), chat, 128, [], tuned=False)
         assert read(engine) == chat.tokenizer.decode(whole)
 
 

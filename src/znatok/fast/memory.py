@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
-SLACK = 512 << 20  # bytes; holes between blocks of changing sizes may take so much before they are given back
+SLACK = 128 << 20  # bytes; holes between blocks of changing sizes may take so much before they are given back
 
 
 def keep_freed_memory() -> bool:

@@ -23,7 +23,7 @@ import torch
 
 from znatok.config import SampleOptions
 from znatok.errors import ModelError, _
-from znatok.generate.engine import Request, Stop, TokenEngine, sayable
+from znatok.generate.engine import Request, Stop, TokenEngine
 from znatok.generate.sampling import COLDEST
 from znatok.tokens.chat import ChatFormat
 
@@ -163,15 +163,15 @@ class LlamaCppEngine(TokenEngine):
 
     name = "llamacpp"
 
-    def __init__(self, server: LlamaServer, chat: ChatFormat, sizes: tuple[int, int], *, tuned: bool) -> None:
-        """Take a server's voice; ``sizes`` are the model's context and vocabulary in tokens."""
-        super().__init__(chat, sizes[0])
+    def __init__(self, server: LlamaServer, chat: ChatFormat, context: int, banned: list[int], *, tuned: bool) -> None:
+        """Take a server's voice, which may never say the ``banned`` ids."""
+        super().__init__(chat, context)
         self._server = server
         self._fixed: dict[str, Any] = {
             "n_predict": 1,
             "verbose": True,  # its only way to say ids
             "return_tokens": True,
-            "logit_bias": [[token, False] for token in sorted(set(range(sizes[1])) - sayable(chat))],
+            "logit_bias": [[token, False] for token in banned],
             "lora": [{"id": 0, "scale": float(tuned)}] if server.adapted else [],
         }
 

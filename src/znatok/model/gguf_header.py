@@ -218,8 +218,27 @@ class _Reader:
         if kind == _STRING:
             if count * 8 > self.left:
                 raise self.damaged(_("{what} claims to have {count} entries", what=key, count=count))
-            return [self.string(MAX_TEXT, key) for _index in range(count)]
+            return self.strings(key, count)
         return self.scalars(key, kind, count)
+
+    def strings(self, key: str, count: int) -> list[str]:
+        """Read a vocabulary: what :meth:`string` does, without a call for each of 300,000 pieces."""
+        read, left, found = self.file.read, self.left, list[str]()
+        try:
+            for _index in range(count):
+                length = int.from_bytes(read(8), "little")
+                left -= 8 + length
+                if length > MAX_TEXT or left < 0:
+                    break
+                found.append(read(length).decode("utf-8"))
+        except UnicodeDecodeError:
+            raise self.damaged(_("{what} is not UTF-8", what=key)) from None
+        if len(found) == count:
+            self.at = self.size - left
+            return found
+        if length > MAX_TEXT:
+            raise self.damaged(_("{what} claims to be {length} bytes long", what=key, length=length))
+        raise self.damaged(_("it ends inside its header, at byte {what}", what=self.size))
 
     def scalars(self, key: str, kind: int, count: int) -> "np.ndarray[Any, Any]":
         if kind not in _SCALARS:  # an array of arrays is refused here as well: no format needs it
