@@ -223,7 +223,7 @@ class _Reader:
 
     def strings(self, key: str, count: int) -> list[str]:
         """Read a vocabulary: what :meth:`string` does, without a call for each of 300,000 pieces."""
-        read, left, found = self.file.read, self.left, list[str]()
+        read, left, length, found = self.file.read, self.left, 0, list[str]()
         try:
             for _index in range(count):
                 length = int.from_bytes(read(8), "little")
