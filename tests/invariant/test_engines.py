@@ -49,7 +49,7 @@ def test_parts_of_a_batch_train_as_the_whole(tiny_dir, pairs_file, tmp_path, mem
 
 
 def test_memory_is_saved_by_smaller_parts(tiny_dir, pairs_file, tmp_path):
-    options = {"per_device_train_batch_size": 9}
+    options = {"per_device_train_batch_size": 9, "pack_tokens": 1024}
     ready = prepare(helpers.settings(tiny_dir, pairs_file, tmp_path / "run", **options))
     whole, batch = ready.engine.computation, ready.train
     assert isinstance(whole, FastPacked)

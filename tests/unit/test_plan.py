@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.fixture
 def ready(tiny_dir, pairs_file, tmp_path):
-    return prepare(helpers.settings(tiny_dir, pairs_file, tmp_path / "run"))
+    return prepare(helpers.settings(tiny_dir, pairs_file, tmp_path / "run", pack_tokens=1024))
 
 
 @pytest.fixture(params=["packed", "padded"])

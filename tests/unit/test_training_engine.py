@@ -137,7 +137,7 @@ def test_int8_that_can_not_be_computed_is_refused_where_it_is_insisted_on(stretc
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        ({}, 1024),
+        ({}, 640),
         ({"pack_tokens": 64}, 64),
         ({"low_memory": True}, 256),
         ({"low_memory": True, "pack_tokens": 64}, 64),

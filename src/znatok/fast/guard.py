@@ -217,7 +217,8 @@ def with_floats(backbone: Backbone, names: Sequence[str], read: Read) -> Backbon
 def _gradients(backbone: Backbone, pack: Packed, head: Head) -> tuple[float, dict[str, Tensor]]:
     """Return the loss per answer token and the gradients of each group's adapters, flattened; no dropout."""
     quiet = replace(backbone, training=False)
-    with torch.random.fork_rng(devices=[]):  # the head rounds by draws
+    with torch.random.fork_rng(devices=[]):  # the head rounds by draws: always the same ones here
+        torch.manual_seed(0)
         loss = row_loss(quiet.hidden(pack), head, pack.targets_N) / len(pack.targets_N)
     groups = {
         f"{number}.{group}": [tensor for adapter in getattr(layer, group).adapters for tensor in (adapter.a, adapter.b)]
