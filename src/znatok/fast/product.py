@@ -81,7 +81,7 @@ def _laid_out(zero: int) -> Callable[[Tensor], Times]:
     return prepare
 
 
-INT_MM = Way("VNNI", 127, _plain)
+INT_MM = Way("VNNI or AMX", 127, _plain)
 ONEDNN = Way("oneDNN", 127, _laid_out(128))
 ONEDNN_7 = Way("oneDNN, 7 bits", 63, _laid_out(64))
 
