@@ -90,30 +90,28 @@ def common_prefix(examples: Sequence[Row]) -> int:
 
 
 def pack_batch(examples: Sequence[Row], limit: int, *, share: bool = True) -> list[Pack]:
-    """Lay a batch into as few packs as it takes to keep each within ``limit`` tokens.
+    """Lay a batch into few packs of at most ``limit`` rows each, what is shared counted once.
 
     Examples keep their order; a single example longer than the limit has a pack of its own.
     """
-    return [pack(group, share=share) for group in _groups(examples, limit)]
+    return [pack(group, share=share) for group in _groups(examples, limit, share=share)]
 
 
 def pack_sizes(examples: Sequence[Row], limit: int, *, share: bool = True) -> list[int]:
     """Return how many rows each pack of :func:`pack_batch` has, without laying them out."""
-    sizes = []
-    for group in _groups(examples, limit):
-        prefix = common_prefix(group) if share else 0
-        sizes.append(sum(len(example.ids) for example in group) - prefix * (len(group) - 1))
-    return sizes
+    return [_size(group, share=share) for group in _groups(examples, limit, share=share)]
 
 
-def _groups(examples: Sequence[Row], limit: int) -> list[list[Row]]:
+def _groups(examples: Sequence[Row], limit: int, *, share: bool) -> list[list[Row]]:
     groups: list[list[Row]] = []
-    size = 0
     for example in examples:
-        if groups and size + len(example.ids) <= limit:
+        if groups and _size([*groups[-1], example], share=share) <= limit:
             groups[-1].append(example)
-            size += len(example.ids)
         else:
             groups.append([example])
-            size = len(example.ids)
     return groups
+
+
+def _size(group: Sequence[Row], *, share: bool) -> int:
+    prefix = common_prefix(group) if share else 0
+    return sum(len(example.ids) for example in group) - prefix * (len(group) - 1)
