@@ -8,7 +8,8 @@ from typing import Any
 from znatok import __version__, config
 from znatok.errors import UsageError, _
 from znatok.scripts import chat, chat_parser, open_session, run_command, seed_flag, train_config, train_parser
-from znatok.verbs import data_verb, doctor_verb, json_flag, model_verb, show
+from znatok.dataverbs import data_verb
+from znatok.verbs import doctor_verb, json_flag, model_verb, show
 
 DEMO_MODEL = "qwen2.5-coder-1.5b-instruct"
 
@@ -142,6 +143,36 @@ def compare_run(args: Any) -> tuple[Any, Any]:
         return compare(expert, run, what), run
 
 
+def eval_verb(words: list[str]) -> int:
+    """Examine base and tuned models."""
+    parser = config.Parser(
+        prog="znatok eval", description=_("Examine base and tuned models with keyed questions, and say what is shown.")
+    )
+    parser.add_argument("runs", nargs="*", help=_("run directories, one for each training seed; by default the newest"))
+    parser.add_argument("--questions", type=Path, nargs="+", default=[], metavar="FILE", help=_("test items"))
+    parser.add_argument("--lexicon", type=Path, metavar="FILE", help=_("words of the field"))
+    parser.add_argument("--knowledge", type=Path, metavar="FILE", help=_("passages for the arms that may look things up"))
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help=_("only the first items of each split"))
+    parser.add_argument("--fresh", action="store_true", help=_("ask everything again, keep nothing that was measured"))
+    seed_flag(parser)
+    formats = ("auto", "float32", "bfloat16", "int8")
+    parser.add_argument("--dtype", default="auto", choices=formats, help=_("number format"))
+    json_flag(parser)
+    args = parser.parse_args(words)
+    if args.limit < 0:
+        raise UsageError("--limit {value}: expected a whole number, 0 or more", value=args.limit)
+    from znatok.eval.evaluate import examine
+    from znatok.eval.proof_text import markdown
+    from znatok.logs import say
+    from znatok.runs import find
+
+    runs = [find(name) for name in args.runs or [None]]
+    proof = examine(runs, args)
+    show(proof.to_json(), [markdown(proof, "ru" if russian() else "en")], as_json=args.json)
+    say(_("everything is in {path}: report.html, items.jsonl, proof.json", path=runs[0].path / "eval"))
+    return 0
+
+
 def russian() -> bool:
     """Tell whether messages are in Russian."""
     from znatok.errors import catalogue
@@ -194,8 +225,9 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "chat": (chat_verb, "talk with the base or the tuned model"),
     "ask": (ask_verb, "answer one question"),
     "compare": (compare_verb, "ask base and tuned the same, and measure both"),
+    "eval": (eval_verb, "examine with keyed questions, and say what is shown"),
     "publish": (publish_verb, "put a run's results into a repository"),
-    "data": (data_verb, "check or show a data file"),
+    "data": (data_verb, "check, show, split or build a data file"),
     "model": (model_verb, "list, get or verify catalogue models"),
     "doctor": (doctor_verb, "what this machine can do, and why"),
 }

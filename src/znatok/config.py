@@ -96,6 +96,7 @@ class DataOptions(Options):
     )
     skip_bad: bool = option(False, "leave out bad records (each one is reported) instead of stopping")
     val_share: float = option(0.1, "share of pairs kept for validation, split by fact; 0 turns it off", low=0, high=0.5)
+    val_path: str | None = option(None, "validation pairs in a file of their own, instead of a share of the data")
     system: str = option(LANGUAGE_NEUTRAL_SYSTEM, "system message used in training and chat; empty for none")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from znatok.errors import DataError, _
 
 REQUIRED = ("prompt", "response")
-KNOWN = frozenset({*REQUIRED, "topic", "fact_ids", "source", "id", "calc"})
+KNOWN = frozenset({*REQUIRED, "topic", "fact_ids", "source", "id", "calc", "kind", "origin"})
 
 # What other tools call the same things; only used to say which key to rename, never to guess what was meant
 LIKELY = {

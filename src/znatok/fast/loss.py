@@ -120,6 +120,17 @@ def row_loss(hidden_ND: Tensor, head: Head, target_N: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def row_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """Return the loss of each row, float32 nats (N,); for measuring, nothing is differentiable."""
+    chunks = zip(hidden_ND.split(CHUNK), target_N.split(CHUNK), strict=True)
+    losses = []
+    for hidden_CD, target_C in chunks:
+        logits_CV = F.linear(hidden_CD.to(weight_VD.dtype), weight_VD).float()
+        losses.append(F.cross_entropy(logits_CV, target_C, reduction="none"))
+    return torch.cat(losses) if losses else hidden_ND.new_zeros(0)
+
+
 def answer_loss(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, ignore: int = -100) -> tuple[Tensor, int]:
     """Return the summed next-token loss over answer positions, and their number.
 

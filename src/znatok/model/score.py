@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from znatok.fast.loss import answer_loss, row_loss
+from znatok.fast.loss import answer_loss, row_loss, row_losses
 from znatok.model.backbone import build_backbone, is_rounded, obstacle
 from znatok.tokens.collate import Collator, ExampleSet
 from znatok.tokens.encode import Example
@@ -33,6 +33,24 @@ def _int8_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, i
     backbone, head = build_backbone(model), head_weight(model)
     packs = [pack([example]) for example in examples]
     return [(float(row_loss(backbone.hidden(p), head, p.targets_N)), len(p.targets_N)) for p in packs]
+
+
+@torch.no_grad()
+def group_losses(model: Any, groups: Sequence[Sequence[Example]]) -> list[list[tuple[float, int]]]:
+    """Return (summed loss in nats, answer tokens) of every example of groups that begin alike.
+
+    Several answers to one question cost one reading of the question where the fast engine computes the model.
+    """
+    if not (is_rounded(model) and not obstacle(model)):
+        return [answer_losses(model, group) for group in groups]
+    backbone, head = build_backbone(model), head_weight(model)
+    found = []
+    for group in groups:
+        packed = pack(group)
+        losses_N = row_losses(backbone.hidden(packed), head, packed.targets_N)
+        counts = [example.answer_tokens for example in group]
+        found.append([(float(part.sum()), n) for part, n in zip(losses_N.split(counts), counts, strict=True)])
+    return found
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from znatok.config import TrainConfig
+from znatok.data.clean import normalised
 from znatok.data.load import Dataset, read_pairs
 from znatok.data.split import Split, split
-from znatok.errors import _
+from znatok.errors import DataError, _
 from znatok.logs import say, warn
 from znatok.model.adapters import inject
 from znatok.model.load import Loaded, choose_dtype, load_base
@@ -42,7 +43,7 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None) -> Prepar
     data = read_pairs(Path(config.data.data_path), skip_bad=config.data.skip_bad)
     for note in (*data.notes, *map(str, data.problems)):
         warn(note)
-    parts = split(data.pairs, config.data.val_share, config.train.seed)
+    parts = sides(data, config)
     loaded = load(config, stored)
     chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
     say(_("chat format: {name}, {reason}", name=chat.name, reason=chat.reason))
@@ -64,6 +65,22 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None) -> Prepar
     return Prepared(data, loaded, chat, train_set.examples, validation_set.examples, model, engine, plan)
 
 
+def sides(data: Dataset, config: TrainConfig) -> Split:
+    """Return what is trained and what is validated on: the file of its own, or a share of the data split by fact."""
+    if config.data.val_path is None:
+        return split(data.pairs, config.data.val_share, config.train.seed)
+    validation = read_pairs(Path(config.data.val_path), skip_bad=config.data.skip_bad)
+    trained = {normalised(pair.prompt) for pair in data.pairs}
+    for pair in validation.pairs:
+        if normalised(pair.prompt) in trained:
+            raise DataError(
+                "{path}:{line}: this question is trained on too; leave it out of one of the files",
+                path=config.data.val_path,
+                line=pair.line,
+            )
+    return Split(data.pairs, validation.pairs, validation.notes)
+
+
 def load(config: TrainConfig, stored: dict[str, Any] | None) -> Loaded:
     """Load the base; a run that is resumed goes on in the number format it began with."""
     options = config.model
@@ -79,8 +96,8 @@ def encode_both(parts: Split, chat: ChatFormat, config: TrainConfig) -> tuple[En
     rule = EncodeRule(config.data.system, config.data.max_length, config.data.overlong)
     for note in parts.notes:
         say(note)
-    sides = [encode_pairs(side, chat, rule) for side in (parts.train, parts.validation)]
-    for side in sides:
+    encoded = [encode_pairs(side, chat, rule) for side in (parts.train, parts.validation)]
+    for side in encoded:
         for note in side.notes:
             warn(note)
-    return sides[0], sides[1]
+    return encoded[0], encoded[1]

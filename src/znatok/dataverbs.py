@@ -1,0 +1,265 @@
+"""``znatok data VERB``: look at a data file, split it, clean it, hold it against tests, and build one from facts."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from znatok import config
+from znatok.data.schema import Pair
+from znatok.errors import DataError, UsageError, _
+from znatok.files import read_jsonl, write_jsonl
+from znatok.verbs import json_flag, show
+
+FILE = Path("data.jsonl")
+
+
+def data_verb(words: list[str]) -> int:
+    """Do one of the verbs; heavy imports happen inside it."""
+    parser = config.Parser(prog="znatok data", description=_("Look at a data file, and prepare one."))
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=config.Parser)
+    does: dict[str, Callable[[Any], int]] = {}
+    for name, text, add, do in (
+        ("check", _("every problem with its line, duplicates, lengths"), _add_check, check_data),
+        ("show", _("one pair as the model sees it, trained tokens coloured"), _add_show, show_sample),
+        ("split", _("into two files that share no fact and no wording"), _add_split, split_data),
+        ("dedupe", _("leave out questions that repeat an earlier one"), _add_dedupe, dedupe_data),
+        ("leaks", _("what of a test stands in the data: words and facts"), _add_leaks, find_leaks),
+        ("expand", _("build a training set from facts and wordings"), _add_expand, expand_data),
+    ):
+        add(verbs.add_parser(name, help=text))
+        does[name] = do
+    args = parser.parse_args(words)
+    return does[args.verb](args)
+
+
+# check
+
+
+def _add_check(parser: Any) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=FILE)
+    parser.add_argument("--against", type=Path, metavar="FILE", help=_("test pairs: report what leaks into them"))
+    json_flag(parser)
+
+
+def check_data(args: Any) -> int:
+    """Report on a file; the exit code is that of bad data when a record is bad."""
+    from znatok.data.check import check_file
+
+    report = check_file(args.file, against=args.against)
+    show(report.to_json(), report.lines(), as_json=args.json)
+    return DataError.exit_code if report.problems else 0
+
+
+# show
+
+
+def _add_show(parser: Any) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=FILE)
+    parser.add_argument("--row", type=int, default=1, metavar="N", help=_("which pair, counted from 1"))
+    config.add_options(parser, config.ModelOptions)
+    config.add_options(parser, config.DataOptions, only=("max_length", "overlong", "system"))
+
+
+def show_sample(args: Any) -> int:
+    """Print one example's tokens; trained ones are green and underlined, control tokens dim."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from znatok.data.load import read_pairs
+    from znatok.logs import printable, say
+    from znatok.model.load import load_base
+    from znatok.tokens.chat import choose_format
+    from znatok.tokens.encode import EncodeRule, encode_pairs
+
+    pairs = read_pairs(args.file).pairs
+    if not 1 <= args.row <= len(pairs):
+        raise UsageError("--row {row}: {path} has {n} pairs", row=args.row, path=args.file, n=len(pairs))
+    loaded = load_base(config.from_args(config.ModelOptions, args), say=say)
+    chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
+    rule = EncodeRule(args.system, args.max_length, args.overlong)
+    (example,) = encode_pairs([pairs[args.row - 1]], chat, rule).examples
+    text = Text()
+    for span, style in spans(chat, example):
+        text.append(printable(span), style=style)
+    Console(highlight=False, soft_wrap=True).print(text)
+    say(
+        _(
+            "{n} tokens, {trained} trained (green, underlined: the answer and its end token); format {name}",
+            n=len(example.ids),
+            trained=example.answer_tokens,
+            name=chat.name,
+        )
+    )
+    return 0
+
+
+def spans(chat: Any, example: Any) -> list[tuple[str, str]]:
+    """Cut an example into runs of text with a style each; letters split over tokens stay whole inside a run."""
+    names = {number: token for token, number in chat.tokenizer.get_vocab().items()}
+    runs: list[tuple[str, list[int]]] = []
+    for position, token in enumerate(example.ids):
+        control = token in chat.stop_ids or (names[token].startswith("<|") and names[token].endswith("|>"))
+        style = "green underline" if position >= example.answer_start else "dim" if control else ""
+        if runs and runs[-1][0] == style:
+            runs[-1][1].append(token)
+        else:
+            runs.append((style, [token]))
+    return [(chat.tokenizer.decode(ids), style) for style, ids in runs]
+
+
+# split, dedupe, leaks
+
+
+def _add_split(parser: Any) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=FILE)
+    parser.add_argument("--share", type=float, default=0.1, metavar="X", help=_("of pairs for the second file"))
+    parser.add_argument("--seed", type=int, default=42, help=_("chooses between splits of the same quality"))
+    parser.add_argument("--out", type=Path, nargs=2, required=True, metavar=("TRAIN", "TEST"), help=_("files to write"))
+
+
+def split_data(args: Any) -> int:
+    """Write two files of records as they stand."""
+    from znatok.data.load import read_pairs
+    from znatok.data.split import split
+    from znatok.logs import say
+
+    if not 0 < args.share < 1:
+        raise UsageError("--share {value}: expected a number between 0 and 1", value=args.share)
+    parts = split(read_pairs(args.file).pairs, args.share, args.seed)
+    for note in parts.notes:
+        say(note)
+    for path, pairs in zip(args.out, (parts.train, parts.validation), strict=True):
+        _write_lines(args.file, path, {pair.line for pair in pairs})
+        say(_("{path}: pairs {count}", path=path, count=len(pairs)))
+    return 0
+
+
+def _add_dedupe(parser: Any) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=FILE)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=_("file to write"))
+
+
+def dedupe_data(args: Any) -> int:
+    """Write the file without the records whose question repeats an earlier one; each is named."""
+    from znatok.data.clean import duplicates
+    from znatok.data.load import read_pairs
+    from znatok.logs import say
+
+    pairs = read_pairs(args.file).pairs
+    repeated = {found.second: found for found in duplicates(pairs) if found.part in {"prompt", "both"}}
+    for found in repeated.values():
+        say(
+            _(
+                "line {second} left out: its question repeats line {first}, similarity {similarity:.2f}",
+                second=found.second,
+                first=found.first,
+                similarity=found.similarity,
+            )
+        )
+    kept = {pair.line for pair in pairs} - set(repeated)
+    _write_lines(args.file, args.out, kept)
+    say(_("{path}: pairs {count}", path=args.out, count=len(kept)))
+    return 0
+
+
+def _write_lines(source: Path, target: Path, lines: set[int]) -> None:
+    """Write the records of some lines with all their keys."""
+    if target.exists() and target.samefile(source):
+        raise UsageError("{path}: would replace the file it is made from; name another one", path=target)
+    text = source.read_text(encoding="utf-8-sig").split("\n")
+    write_jsonl(target, [json.loads(line) for number, line in enumerate(text, 1) if number in lines])
+
+
+def _add_leaks(parser: Any) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=FILE)
+    parser.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help=_("tests: pairs or items"))
+    parser.add_argument("--facts", action="store_true", help=_("report shared facts too"))
+    json_flag(parser)
+
+
+def find_leaks(args: Any) -> int:
+    """Report what of the tests stands in the data; the exit code is that of bad data when something does."""
+    from znatok.data.clean import leaks
+    from znatok.data.load import read_pairs
+
+    pairs = read_pairs(args.file).pairs
+    rows = []
+    for path in args.against:
+        for found in leaks(pairs, tests_of(path)):
+            if args.facts or found.part != "facts":
+                rows.append({"test_file": path.name, **dataclasses.asdict(found)})
+    lines = [
+        _(
+            "{file}:{test} stands in line {train}: {part}, similarity {similarity:.2f}",
+            file=row["test_file"],
+            test=row["test"],
+            train=row["train"],
+            part=row["part"],
+            similarity=row["similarity"],
+        )
+        for row in rows
+    ]
+    show(rows, lines or [_("nothing of the tests stands in {path}", path=args.file)], as_json=args.json)
+    return DataError.exit_code if rows else 0
+
+
+def tests_of(path: Path) -> list[Pair]:
+    """Return the questions of a test file, of pairs or of items, with their lines and facts."""
+    from znatok.data.load import read_pairs
+    from znatok.eval.items import read_items
+
+    first = next(iter(read_jsonl(path)), {}) if path.is_file() else {}
+    if "prompt" in first:
+        return list(read_pairs(path).pairs)
+    items = read_items([path])
+    asked = (*items.open, *items.choices, *items.pairs)
+    return [Pair(item.question, "", item.topic, item.fact_ids, line) for line, item in enumerate(asked, 1)]
+
+
+# expand
+
+
+def _add_expand(parser: Any) -> None:
+    parser.add_argument("--facts", type=Path, default=Path("data/facts.jsonl"), metavar="FILE", help=_("what is to be known"))
+    parser.add_argument(
+        "--wordings", type=Path, nargs="+", default=[], metavar="FILE", help=_("pairs written by people, with their kinds")
+    )
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="FILE", help=_("tests: pairs or items"))
+    parser.add_argument("--language", default="ru", help=_("of what is made from facts: ru or en"))
+    parser.add_argument("--informed", type=int, default=200, metavar="N", help=_("pairs with passages before the question"))
+    parser.add_argument("--most", type=int, default=3000, metavar="N", help=_("pairs at most"))
+    parser.add_argument("--seed", type=int, default=42, help=_("draws the order, and what is made of what"))
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=_("training set to write"))
+    parser.add_argument("--dev", type=Path, metavar="FILE", help=_("wordings kept for choosing a recipe"))
+    json_flag(parser)
+
+
+def expand_data(args: Any) -> int:
+    """Write a training set, and the wordings kept for choosing between recipes."""
+    from znatok.data.expand import Mixture, expand, read_exposures, read_facts
+    from znatok.lexicon import phrases_of
+    from znatok.retrieve import Knowledge, Passage
+
+    facts = read_facts(args.facts)
+    exposures = [one for path in args.wordings for one in read_exposures(path, facts)]
+    tests = [test for path in args.against for test in tests_of(path)]
+    knowledge = Knowledge([Passage(fact.claim, fact.id) for fact in facts.values()])
+    made = expand(
+        facts,
+        exposures,
+        tests,
+        lambda question: [passage.text for passage in knowledge.search(question, 12)],
+        phrases_of(args.language),
+        Mixture(informed=args.informed, most=args.most, seed=args.seed),
+    )
+    write_jsonl(args.out, [one.to_json() for one in made.train])
+    if args.dev:
+        write_jsonl(args.dev, [one.to_json() for one in made.dev])
+    result = {"pairs": len(made.train), "dev": len(made.dev), "kinds": made.counts(), "left_out": dict(made.left_out)}
+    lines = [_("{path}: pairs {count}", path=args.out, count=len(made.train))]
+    lines += [f"  {count:5} {kind}" for kind, count in made.counts().items()]
+    lines += [_("left out: {count}, {why}", count=count, why=why) for why, count in made.left_out.items()]
+    show(result, lines, as_json=args.json)
+    return 0

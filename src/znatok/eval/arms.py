@@ -1,0 +1,127 @@
+"""Who is asked and how: the base model bare, well prompted, with passages; the tuned one bare and with passages.
+
+A tuned model that beats the bare base alone may have learnt a tone; one that beats the base with a good prompt has
+learnt something, and whether it beats a base that may look things up is what its owner wants to know.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from znatok import __version__
+from znatok.config import SampleOptions
+from znatok.lexicon import Lexicon
+from znatok.expert import Expert, Voice
+from znatok.generate.engine import Answer, Request
+from znatok.retrieve import Knowledge
+from znatok.tokens.chat import dialogue
+
+PASSAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of asking: in which voice, with the good prompt instead of the trained one, with passages or without."""
+
+    name: str
+    voice: Voice
+    prompted: bool = False
+    informed: bool = False
+
+
+ARMS = (
+    Arm("base", Voice.BASE),
+    Arm("prompted", Voice.BASE, prompted=True),
+    Arm("base+retrieval", Voice.BASE, informed=True),
+    Arm("tuned", Voice.TUNED),
+    Arm("tuned+retrieval", Voice.TUNED, informed=True),
+)
+
+
+def request(
+    arm: Arm, question: str, system: str, lexicon: Lexicon, knowledge: Knowledge | None, sample: SampleOptions, seed: int
+) -> Request:
+    """Return what an arm is asked."""
+    if arm.informed and knowledge is not None:
+        question = with_passages(question, knowledge, lexicon.prompts["knowledge"])
+    message = lexicon.prompts["expert"] if arm.prompted else system
+    return Request(tuple(dialogue(question, message)), sample, seed)
+
+
+def with_passages(question: str, knowledge: Knowledge, form: str) -> str:
+    """Put the passages nearest to a question before it; the question alone where none is near."""
+    found = knowledge.search(question, PASSAGES)
+    if not found:
+        return question
+    listed = "\n".join(f"[{i}] {passage.text}" for i, passage in enumerate(found, 1))
+    return form.format(passages=listed, question=question)
+
+
+class Store:
+    """What was measured before, by what decides it, a line each; a run cut short goes on where it stopped.
+
+    A key holds everything a result depends on, weights and versions included, so an entry is never about another
+    model. ``path`` None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.known: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    key, value = json.loads(line)
+                except ValueError:
+                    continue  # a line cut short by a crash is asked again
+                self.known[key] = value
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a result, on disk at once."""
+        self.known[key] = value
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, value], ensure_ascii=False) + "\n")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a key for everything a result depends on."""
+    text = json.dumps([__version__, torch.__version__, torch.get_num_threads(), *parts], ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity(expert: Expert, voice: Voice, adapter: str | None) -> tuple[Any, ...]:
+    """Return what says which weights speak, and what computes them."""
+    number_format = expert.loaded.format if expert.engine == "torch" else "gguf"
+    return expert.base_sha256, adapter if voice is Voice.TUNED else None, expert.engine, number_format, expert.chat.name
+
+
+def ask(
+    expert: Expert,
+    voice: Voice,
+    requests: Sequence[Request],
+    who: tuple[Any, ...],
+    store: Store,
+    done: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Return text, tokens and stop of each answer; only what the store does not hold is asked."""
+    keys = [fingerprint(who, [asdict(m) for m in r.messages], asdict(r.sample), r.seed) for r in requests]
+    missing = [i for i, key in enumerate(keys) if key not in store.known]
+    ended = len(keys) - len(missing)
+
+    def keep(index: int, answer: Answer) -> None:
+        nonlocal ended
+        ended += 1
+        row = {"text": answer.text, "tokens": answer.tokens, "stop": str(answer.stop)}
+        store.put(keys[missing[index]], row)
+        done(ended)
+
+    if missing:
+        with expert.speaking(voice) as engine:
+            engine.answers([requests[i] for i in missing], done=keep)
+    return [store.known[key] for key in keys]

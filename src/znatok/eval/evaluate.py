@@ -1,0 +1,310 @@
+"""``znatok eval``: ask everything of every arm, score it by rules, and say what is shown.
+
+Start reading at :func:`evaluate`. Whatever was measured before for the same weights and the same question is taken from
+the store, so a run cut short goes on where it stopped, and the base is asked once however many adapters it has.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from znatok.config import EngineOptions, ModelOptions, SampleOptions, TrainConfig
+from znatok.errors import DataError, _
+from znatok.eval import metrics
+from znatok.eval.arms import ARMS, Arm, Store, ask, fingerprint, identity, request
+from znatok.eval.claims import score
+from znatok.eval.criteria import criteria
+from znatok.eval.items import Items, OpenItem, read_items
+from znatok.lexicon import Lexicon, load_lexicon
+from znatok.eval.likelihood import bits_per_byte, choose, prefer
+from znatok.eval.proof import Proof, prove
+from znatok.eval.proof_text import markdown
+from znatok.expert import Expert, Voice, open_expert
+from znatok.files import cache_home, sha256, write_json, write_jsonl, write_text
+from znatok.logs import say
+from znatok.model.machine import machine
+from znatok.retrieve import Knowledge, read_knowledge
+from znatok.runs import Run, held
+
+STANDARD = ("t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")
+ANSWER_TOKENS = 256  # of one answer at most
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything that is asked, and by what it is judged.
+
+    Attributes:
+        items: open questions, choices and pairs.
+        lexicon: the words of the field.
+        knowledge: passages for the arms that may look things up; without them those arms are left out.
+        prose: texts by a name, for bits per byte.
+        sample: how answers are drawn; greedy.
+        seed: of drawing, and of the statistics.
+        fresh: ask everything again.
+    """
+
+    items: Items
+    lexicon: Lexicon
+    knowledge: Knowledge | None
+    prose: Mapping[str, Path]
+    sample: SampleOptions
+    seed: int
+    fresh: bool = False
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Return the arms that can be asked."""
+        return tuple(arm for arm in ARMS if self.knowledge is not None or not arm.informed)
+
+
+def plan_examination(
+    questions: Sequence[Path],
+    lexicon: Path | None,
+    knowledge: Path | None,
+    data: Path,
+    *,
+    limit: int = 0,
+    seed: int = 42,
+    fresh: bool = False,
+) -> Examination:
+    """Choose what to ask: the files named, else the project's own beside its data set.
+
+    Raises:
+        DataError: a file can't be read, an item is bad, or there is nothing to ask.
+    """
+    own = next((folder for folder in _beside(data) if (folder / "t1.jsonl").is_file()), data.parent)
+    standard = not questions and (own / "t1.jsonl").is_file()
+    if not questions and not standard:
+        raise DataError("{path} has no test items beside it: name some with --questions", path=data)
+    files = [own / f"{name}.jsonl" for name in STANDARD] if standard else list(questions)
+    near = files[0].parent / "lexicon.toml"
+    facts = own.parent / "facts.jsonl"
+    chosen = knowledge or (facts if standard and facts.is_file() else None)
+    prose = {language: own / f"prose_{language}.txt" for language in ("ru", "en")} if standard else {}
+    return Examination(
+        items=read_items(files).limited(limit),
+        lexicon=load_lexicon(lexicon or (near if near.is_file() else None)),
+        knowledge=read_knowledge(chosen) if chosen else None,
+        prose={name: path for name, path in prose.items() if path.is_file()} if not limit else {},
+        sample=SampleOptions(temperature=0.0, max_new_tokens=ANSWER_TOKENS),
+        seed=seed,
+        fresh=fresh,
+    )
+
+
+def _beside(data: Path) -> tuple[Path, ...]:
+    """Return where a data set's own test items may be: for ``data.jsonl`` and for ``data/expanded.jsonl``."""
+    return data.parent / "data" / "eval", data.parent / "eval"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured.
+
+    Attributes:
+        rows: a row per arm, run and item; ``eval/items.jsonl``.
+        texts: bits per byte of each window of prose, by voice, run and text.
+        facts: what a reader must know to judge or repeat it.
+    """
+
+    rows: list[dict[str, Any]]
+    texts: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def evaluate(runs: Sequence[Run], what: Examination, dtype: str = "auto") -> Result:
+    """Ask all arms; the tuned ones of every run, each a training seed of its own.
+
+    Args:
+        runs: adapters of one base, trained alike but for their seeds.
+        what: the questions and the rules.
+        dtype: number format of the base.
+    """
+    started = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
+    about: list[dict[str, Any]] = []
+    for number, run in enumerate(runs):
+        expert = open_expert(ModelOptions(model_name="", dtype=dtype), run, "", EngineOptions().engine, many=True)
+        adapter = sha256(run.path / "adapter_model.safetensors")
+        about.append(_about(run, expert, adapter))
+        for voice in expert.voices:
+            if voice is Voice.BASE and number:
+                continue  # the base is the same for all
+            name = run.path.name if voice is Voice.TUNED else ""
+            store = _store(what, run, expert, voice)
+            who = identity(expert, voice, adapter)
+            rows += _speak(expert, voice, what, name, store, who)
+            rows += _weigh(expert, voice, what, name, store, who)
+            texts += _read(expert, voice, what, name, store, who)
+    said = hashlib.sha256("\x00".join(row["text"] for row in rows if "text" in row).encode()).hexdigest()
+    facts = {
+        "runs": about,
+        "items_sha256": dict(what.items.sha256),
+        "lexicon_sha256": sha256(what.lexicon.path) if what.lexicon.path else None,
+        "sampling": asdict(what.sample),
+        "seed": what.seed,
+        "answers_sha256": said,
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return Result(rows, texts, facts)
+
+
+def _about(run: Run, expert: Expert, adapter: str) -> dict[str, Any]:
+    manifest = run.read_manifest()
+    return {
+        "run": run.path.name,
+        "model_name": expert.base_name,
+        "base_sha256": expert.base_sha256,
+        "adapter_sha256": adapter,
+        "engine": expert.engine,
+        "dtype": expert.loaded.format if expert.engine == "torch" else None,
+        "train_seed": (manifest.get("options") or {}).get("train", {}).get("seed"),
+        "data_sha256": manifest.get("data", {}).get("sha256"),
+        "options": manifest.get("options"),
+    }
+
+
+def _store(what: Examination, run: Run, expert: Expert, voice: Voice) -> Store:
+    """Return where results are kept: a tuned model's in its run, the base's for all its runs."""
+    path = run.path / "eval" / "measured.jsonl"
+    if voice is Voice.BASE:
+        path = cache_home() / "measured" / f"{expert.base_sha256[:32]}.jsonl"
+    return Store(None if what.fresh else path)
+
+
+# Answers
+
+
+def _speak(
+    expert: Expert, voice: Voice, what: Examination, run: str, store: Store, who: tuple[Any, ...]
+) -> list[dict[str, Any]]:
+    rows = []
+    for arm in (arm for arm in what.arms if arm.voice is voice):
+        requests = [
+            request(arm, item.question, expert.system, what.lexicon, what.knowledge, what.sample, what.seed)
+            for item in what.items.open
+        ]
+        answers = ask(expert, voice, requests, who, store, _progress(f"{arm.name} {run}".strip(), len(requests)))
+        for item, answer in zip(what.items.open, answers, strict=True):
+            rows.append(judged(item, answer, arm.name, run, what.lexicon))
+    return rows
+
+
+def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexicon: Lexicon) -> dict[str, Any]:
+    """Return the row of one answer: the text and everything the rules make of it."""
+    text = str(answer["text"])
+    found = score(item, text, lexicon)
+    return {
+        "kind": "open",
+        "id": item.id,
+        "split": item.split,
+        "cluster": item.cluster,
+        "topic": item.topic,
+        "type": item.type,
+        "arm": arm,
+        "run": run,
+        "question": item.question,
+        "reference": item.reference,
+        "text": text,
+        "tokens": answer["tokens"],
+        "stop": answer["stop"],
+        "verdict": str(found.verdict),
+        "recall": found.recall,
+        "precision": found.precision,
+        "contradictions": found.contradictions,
+        "hits": [str(hit) for hit in found.hits],
+        "right": found.right,
+        "wrong": found.wrong,
+        "unverified": found.unverified,
+        "forbidden": list(found.forbidden),
+        "abstained": found.abstained,
+        "words": metrics.word_count(text),
+        "cjk": metrics.has_cjk(text),
+        "mixed_script": len(metrics.mixed_script_words(text)),
+        "repetition": round(metrics.repetition(text), 4),
+        "names_field": bool(lexicon.entities_of(text)),
+        **criteria(item, text, found, lexicon),
+    }
+
+
+# Likelihoods
+
+
+def _weigh(
+    expert: Expert, voice: Voice, what: Examination, run: str, store: Store, who: tuple[Any, ...]
+) -> list[dict[str, Any]]:
+    rows = []
+    for kind, items, measure in (("choice", what.items.choices, choose), ("pair", what.items.pairs, prefer)):
+        if not items:
+            continue
+        key = fingerprint(who, kind, expert.system, [asdict(item) for item in items])  # type: ignore[call-overload]
+        if key not in store.known:
+            with expert.weights(voice) as model:
+                progress = _progress(f"{kind} {run or voice}", len(items))
+                found = measure(model, expert.chat, expert.system, items, progress)  # type: ignore[operator]
+            store.put(key, [asdict(one) for one in found])
+        for item, values in zip(items, store.known[key], strict=True):
+            rows.append(
+                {"kind": kind, "id": item.id, "split": item.split, "cluster": item.cluster, "topic": item.topic}
+                | {"arm": str(voice), "run": run, **values}
+            )
+    return rows
+
+
+def _read(
+    expert: Expert, voice: Voice, what: Examination, run: str, store: Store, who: tuple[Any, ...]
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, path in what.prose.items():
+        key = fingerprint(who, "prose", sha256(path))
+        if key not in store.known:
+            with expert.weights(voice) as model:
+                store.put(key, bits_per_byte(model, expert.chat, path))
+            say(_("{what}: read", what=f"{name} {run or voice}"))
+        rows.append({"text": name, "arm": str(voice), "run": run, "windows": store.known[key]})
+    return rows
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    shown = time.monotonic()
+
+    def done(count: int) -> None:
+        nonlocal shown
+        if count == total or time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            say(f"{name}: {count}/{total}")
+
+    return done
+
+
+def examine(runs: Sequence[Run], args: Any) -> Proof:
+    """Do what ``znatok eval`` is asked to, and write ``eval/`` of the first run.
+
+    Args:
+        runs: adapters of one base.
+        args: the verb's flags: questions, lexicon, knowledge, limit, test_seed, fresh, dtype.
+    """
+    options = TrainConfig.from_toml(runs[0].options) if runs[0].options.is_file() else TrainConfig()
+    what = plan_examination(
+        args.questions,
+        args.lexicon,
+        args.knowledge,
+        Path(options.data.data_path),
+        limit=args.limit,
+        seed=args.test_seed,
+        fresh=args.fresh,
+    )
+    with held(runs[0]):
+        result = evaluate(runs, what, args.dtype)
+        proof = prove(result.rows, result.texts, what.seed)
+        folder = runs[0].path / "eval"
+        write_jsonl(folder / "items.jsonl", result.rows)
+        write_json(folder / "proof.json", {"facts": result.facts, **proof.to_json()})
+        write_text(folder / "proof.md", markdown(proof, "en"))
+    return proof

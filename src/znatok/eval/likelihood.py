@@ -1,0 +1,126 @@
+"""What a model holds likely, asked without letting it speak: choices, minimal pairs, and prose it should not forget.
+
+No decoding, no reading of answers, so no error of either. Losses are compared within one model only: tuning moves all
+of them, and a difference between two statements of one model is what knowledge shows in.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from znatok.data.schema import Pair
+from znatok.errors import DataError
+from znatok.eval.items import ChoiceItem, PairItem
+from znatok.model.score import answer_losses, group_losses
+from znatok.tokens.chat import ChatFormat, dialogue
+from znatok.tokens.encode import Example
+
+WINDOW = 512  # tokens of prose read at once; each window begins anew
+TOGETHER = 16  # groups between two reports of progress
+
+Done = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a model makes of one choice.
+
+    Attributes:
+        right: the right option is the likeliest one, loss per byte (languages take different numbers of tokens).
+        right_whole: the same by the loss of the whole option.
+        probability: of the right option among all, by the whole option.
+        brier: sum of squared errors of those probabilities, 0 to 2.
+    """
+
+    right: bool
+    right_whole: bool
+    probability: float
+    brier: float
+
+
+def choose(model: Any, chat: ChatFormat, system: str, items: Sequence[ChoiceItem], done: Done) -> list[Chosen]:
+    """Hold every option as the answer to its question and compare how likely they are."""
+    groups = [[_answer(chat, system, item.question, option) for option in item.options] for item in items]
+    return [
+        _chosen(item, [loss for loss, _tokens in losses])
+        for item, losses in zip(items, _losses(model, groups, done), strict=True)
+    ]
+
+
+def _chosen(item: ChoiceItem, losses: Sequence[float]) -> Chosen:
+    per_byte = [loss / len(option.encode()) for loss, option in zip(losses, item.options, strict=True)]
+    least = min(losses)
+    weights = [math.exp(least - loss) for loss in losses]
+    shares = [weight / sum(weights) for weight in weights]
+    return Chosen(
+        right=min(range(len(losses)), key=per_byte.__getitem__) == item.answer,
+        right_whole=min(range(len(losses)), key=losses.__getitem__) == item.answer,
+        probability=shares[item.answer],
+        brier=sum((share - (i == item.answer)) ** 2 for i, share in enumerate(shares)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """What a model makes of one minimal pair: by how many nats it prefers the true statement, as an answer and bare."""
+
+    margin: float
+    margin_bare: float
+
+
+def prefer(model: Any, chat: ChatFormat, system: str, items: Sequence[PairItem], done: Done) -> list[Preferred]:
+    """Compare how likely the true and the false statement are: as an answer to the question, and without any frame."""
+    asked = [[_answer(chat, system, item.question, text) for text in (item.true, item.false)] for item in items]
+    bare = [[_bare(chat, text) for text in (item.true, item.false)] for item in items]
+    framed = _losses(model, asked, done)
+    plain = [answer_losses(model, group) for group in bare]
+    return [
+        Preferred(answers[1][0] - answers[0][0], texts[1][0] - texts[0][0])
+        for answers, texts in zip(framed, plain, strict=True)
+    ]
+
+
+def bits_per_byte(model: Any, chat: ChatFormat, path: Path) -> list[tuple[float, int]]:
+    """Return (bits, bytes) of each window of a text; their sums' ratio is how well the model predicts it.
+
+    Raises:
+        DataError: the file can't be read, or is too short to say anything.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("{path}: {error}", path=path, error=error) from None
+    found = []
+    for part in (part for part in text.split("***") if part.strip()):
+        ids = chat.text_ids(part.strip())
+        for start in range(0, len(ids), WINDOW):
+            window = ids[start : start + WINDOW]
+            if len(window) > 1:
+                (loss, _tokens), *_rest = answer_losses(model, [_example(window, 1)])
+                found.append((loss / math.log(2), len(chat.tokenizer.decode(window[1:]).encode())))
+    if not found:
+        raise DataError("{path}: no text to measure", path=path)
+    return found
+
+
+def _losses(model: Any, groups: Sequence[Sequence[Example]], done: Done) -> list[list[tuple[float, int]]]:
+    found: list[list[tuple[float, int]]] = []
+    for start in range(0, len(groups), TOGETHER):
+        found += group_losses(model, groups[start : start + TOGETHER])
+        done(len(found))
+    return found
+
+
+def _answer(chat: ChatFormat, system: str, question: str, answer: str) -> Example:
+    prompt = chat.prompt_ids(dialogue(question, system))
+    return _example([*prompt, *chat.answer_ids(answer)], len(prompt))
+
+
+def _bare(chat: ChatFormat, text: str) -> Example:
+    return _example(chat.text_ids(text), 1)
+
+
+def _example(ids: Sequence[int], answer_start: int) -> Example:
+    return Example(tuple(ids), answer_start, Pair("", ""))

@@ -1,0 +1,72 @@
+"""A proof as tables in Markdown: the claims with their intervals, and the arms side by side."""
+
+from collections.abc import Sequence
+
+from znatok.eval.labels import NOTHING, interval, labels, number
+from znatok.eval.proof import Cell, Claim, Proof
+
+SHOWN_MEASURES = ("recall", "correct", "incorrect", "not attempted", "contradictions", "precision", "stop", "tokens")
+LIKELIHOODS = ("choices", "brier", "pairs", "pairs, bare")
+
+
+def claims_table(proof: Proof, language: str) -> str:
+    """Return the claims: what, which arms, n, before, after, difference, p, the rule, the verdict."""
+    words = labels(language)
+    heads = ("claim", "arms", "", "before", "after", "difference", "", "rule", "verdict")
+    symbols = ("", "", "n", "", "", "", "p", "", "")
+    head = [words["proof." + key] if key else symbol for key, symbol in zip(heads, symbols, strict=True)]
+    lines = [head, [":--", ":--", "--:", "--:", "--:", "--:", "--:", ":--", ":--"]]
+    lines += [claim_cells(claim, language) for claim in proof.claims]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def claim_cells(claim: Claim, language: str) -> list[str]:
+    """Return one claim as texts."""
+    words = labels(language)
+    digits = 3
+    return [
+        words.get(f"proof.{claim.key}", claim.key),
+        f"{claim.a} → {claim.b}",
+        str(claim.n),
+        interval(claim.before, digits, language),
+        interval(claim.after, digits, language),
+        interval(claim.difference, digits, language, sign=True),
+        NOTHING if claim.p is None else number(claim.p, 4, language),
+        claim.rule if language == "en" else claim.rule.replace(".", ","),
+        words[f"verdict.{claim.verdict}"],
+    ]
+
+
+def arms_table(proof: Proof, split: str, language: str, measures: Sequence[str] = SHOWN_MEASURES) -> str:
+    """Return one split: a row for each arm, a column for each measure."""
+    words = labels(language)
+    found = {(cell.arm, cell.measure): cell for cell in proof.cells if cell.split == split}
+    arms = tuple(dict.fromkeys(cell.arm for cell in proof.cells if cell.split == split and cell.measure in measures))
+    present = [measure for measure in measures if any((arm, measure) in found for arm in arms)]
+    head = [words["proof.arm"], "n", *(words.get(f"measure.{name}", name) for name in present)]
+    lines = [head, [":--", *["--:"] * (len(head) - 1)]]
+    for arm in arms:
+        n = next(found[arm, name].value.n for name in present if (arm, name) in found)
+        cells = [_cell(found.get((arm, name)), language) for name in present]
+        lines.append([words.get(f"arm.{arm}", arm), str(n), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(cell: Cell | None, language: str) -> str:
+    if cell is None:
+        return NOTHING
+    return interval(cell.value, 0 if cell.measure == "tokens" else 2, language)
+
+
+def markdown(proof: Proof, language: str) -> str:
+    """Return the whole proof."""
+    words = labels(language)
+    parts = [claims_table(proof, language), words["proof.note"]]
+    for split in sorted({cell.split for cell in proof.cells}):
+        own = {cell.measure for cell in proof.cells if cell.split == split}
+        for measures in (SHOWN_MEASURES, LIKELIHOODS):
+            if own & set(measures):
+                title = words.get(f"split.{split}", split)
+                parts.append(f"**{split}**" + (f": {title}" if title != split else ""))
+                parts.append(arms_table(proof, split, language, measures))
+    return "\n\n".join(parts) + "\n"

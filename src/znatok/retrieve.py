@@ -1,0 +1,106 @@
+"""Passages that may hold the answer: BM25 over dictionary forms, by the bm25s library.
+
+Any file will do: JSON Lines of facts or of pairs, Markdown or plain text by paragraphs. Every passage keeps the line it
+stands in, so that an answer can be looked up.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from znatok.data.formats import refuse_irregular
+from znatok.data.schema import shown_path
+from znatok.errors import DataError
+from znatok.language import normalise, words_of
+
+TEXT_KEYS = ("claim_ru", "claim", "text", "response")  # the first one a record has is its passage
+LEFT_OUT = "superseded"  # the role of a fact that another one replaces
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a file, and where it stands: «facts.jsonl:12»."""
+
+    text: str
+    source: str
+
+
+class Knowledge:
+    """Passages that can be searched."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
+        self.passages = tuple(passages)
+        self._index = bm25s.BM25()
+        self._index.index([terms(passage.text) for passage in passages], show_progress=False)
+
+    def search(self, question: str, count: int = 4) -> list[Passage]:
+        """Return the passages nearest to a question, best first; fewer than ``count`` where fewer share a word with it."""
+        wanted = terms(question)
+        count = min(count, len(self.passages))
+        known: Any = self._index.vocab_dict
+        if not any(term in known for term in wanted):
+            return []
+        places, scores = self._index.retrieve([wanted], k=count, show_progress=False)
+        return [self.passages[int(i)] for i, score in zip(places[0], scores[0], strict=True) if score > 0]
+
+
+def terms(text: str) -> list[str]:
+    """Return the dictionary forms of a text's words, one for each word: of several the shortest, then the first."""
+    return [min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form)) for word in words_of(normalise(text))]
+
+
+def read_knowledge(path: Path) -> Knowledge:
+    """Read a file of passages.
+
+    Raises:
+        DataError: the file can't be read, or holds no text.
+    """
+    refuse_irregular(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
+    passages = _records(path, text) if path.suffix == ".jsonl" else _paragraphs(path, text)
+    if not passages:
+        raise DataError("{path}: no text in it; expected facts, pairs or paragraphs", path=shown_path(path))
+    return Knowledge(passages)
+
+
+def _records(path: Path, text: str) -> list[Passage]:
+    passages = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError("{path}:{line}: not JSON", path=shown_path(path), line=number) from None
+        found = next((record[key] for key in TEXT_KEYS if key in record), None) if isinstance(record, dict) else None
+        if not isinstance(found, str) or not found.strip():
+            raise DataError(
+                "{path}:{line}: no text; expected one of the keys {keys}",
+                path=shown_path(path), line=number, keys=", ".join(TEXT_KEYS),
+            )  # fmt: skip
+        if record.get("role") != LEFT_OUT:
+            passages.append(Passage(found.strip(), f"{path.name}:{number}"))
+    return passages
+
+
+def _paragraphs(path: Path, text: str) -> list[Passage]:
+    passages, lines, start = [], list[str](), 0
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line.strip())
+        elif lines:
+            passages.append(Passage(" ".join(lines), f"{path.name}:{start}"))
+            lines = []
+    return passages
