@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from znatok.config import SampleOptions
+from znatok.cost import CostRequest
 from znatok.data.questions import read_questions
 from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
 from znatok.expert import Expert, Voice
 from znatok.files import write_json
 from znatok.generate.engine import Request
+from znatok.lexicon import language_of, of_language
 from znatok.logs import printable, say, warn
+from znatok.retrieve import Knowledge, inform
 from znatok.tokens.chat import Message, Role, dialogue
 
 GOODBYES = {"exit", "quit", "выход", "!exit"}  # what people type who come from other tools
@@ -34,15 +37,39 @@ class ChatSession:
     system: str
     voice: Voice
     history: list[Message] = field(default_factory=list)
+    knowledge: Knowledge | None = None
+    cost: CostRequest | None = None
+    sources: str = ""  # of the last answer
 
     def request(self, question: str) -> Request:
-        """Return the request for the next answer: the system message, the dialogue so far, the question."""
+        """Return the request for the next answer: the system message, the dialogue so far, the question.
+
+        With knowledge the passages nearest to the question stand before it; the dialogue keeps the bare question.
+        """
+        self.sources = ""
+        if self.knowledge is not None:
+            form = of_language(language_of(question))["prompts"]["knowledge"]
+            informed = inform(question, self.knowledge, form)
+            question, self.sources = informed.text, informed.sources
         return Request(tuple(dialogue(question, self.system, self.history)), self.sample, self.seed)
 
+    def computed(self, question: str) -> list[str]:
+        """Return the calculation, or what is missing for one, where a question is about the cost of a print."""
+        if self.cost is None or not self.cost.open:
+            self.cost = CostRequest(language_of(question))
+        return self.cost.answer() if self.cost.take(question) else []
+
     def reply(self, question: str, voice: Voice | None = None) -> Iterator[str]:
-        """Yield the answer in pieces; the exchange joins the dialogue, an answer cut short as far as it got."""
+        """Yield the answer in pieces; the exchange joins the dialogue, an answer cut short as far as it got.
+
+        What a print costs is computed, not guessed: the model is not asked.
+        """
         said = ""
         try:
+            if lines := self.computed(question):
+                said = "\n".join(lines)
+                yield said
+                return
             with self.expert.speaking(voice or self.voice) as engine:
                 for piece in engine.stream(self.request(question)):
                     said += piece
@@ -157,6 +184,7 @@ class Terminal:
         finally:
             pieces.close()  # type: ignore[attr-defined]  # a generator: lets reply() keep what was said
         print(flush=True)
+        cite(self.session)
 
     def _help(self, _rest: str) -> None:
         for name, (_function, text) in self._commands.items():
@@ -224,6 +252,12 @@ class _Goodbye(Exception):
         self.exit_code = exit_code
 
 
+def cite(session: ChatSession) -> None:
+    """Say where the passages of the last answer stand."""
+    if session.sources:
+        say(_("sources: {sources}", sources=session.sources), style="dim")
+
+
 def ask(session: ChatSession, question: str) -> None:
     """Answer one question on stdout."""
     if not question.strip():
@@ -231,6 +265,7 @@ def ask(session: ChatSession, question: str) -> None:
     for piece in session.reply(question):
         print(printable(piece), end="", flush=True)
     print(flush=True)
+    cite(session)
 
 
 def answer_file(session: ChatSession, path: str) -> None:

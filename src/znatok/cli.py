@@ -1,14 +1,15 @@
 """``znatok VERB``: each verb reads its flags, calls one function and prints; heavy imports happen inside the verb."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from znatok import __version__, config
+from znatok.dataverbs import data_verb
 from znatok.errors import UsageError, _
 from znatok.scripts import chat, chat_parser, open_session, run_command, seed_flag, train_config, train_parser
-from znatok.dataverbs import data_verb
 from znatok.verbs import doctor_verb, json_flag, model_verb, show
 
 DEMO_MODEL = "qwen2.5-coder-1.5b-instruct"
@@ -151,7 +152,9 @@ def eval_verb(words: list[str]) -> int:
     parser.add_argument("runs", nargs="*", help=_("run directories, one for each training seed; by default the newest"))
     parser.add_argument("--questions", type=Path, nargs="+", default=[], metavar="FILE", help=_("test items"))
     parser.add_argument("--lexicon", type=Path, metavar="FILE", help=_("words of the field"))
-    parser.add_argument("--knowledge", type=Path, metavar="FILE", help=_("passages for the arms that may look things up"))
+    parser.add_argument(
+        "--knowledge", type=Path, metavar="FILE", help=_("passages for the arms that may look things up")
+    )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help=_("only the first items of each split"))
     parser.add_argument("--fresh", action="store_true", help=_("ask everything again, keep nothing that was measured"))
     seed_flag(parser)
@@ -170,6 +173,23 @@ def eval_verb(words: list[str]) -> int:
     proof = examine(runs, args)
     show(proof.to_json(), [markdown(proof, "ru" if russian() else "en")], as_json=args.json)
     say(_("everything is in {path}: report.html, items.jsonl, proof.json", path=runs[0].path / "eval"))
+    return 0
+
+
+def cost_verb(words: list[str]) -> int:
+    """Compute what a print costs."""
+    from znatok.cost import CostOptions, cost
+
+    parser = config.Parser(prog="znatok cost", description=_("What a print costs, with every sum shown."))
+    config.add_options(parser, CostOptions)
+    parser.add_argument("--input", type=Path, metavar="FILE", help=_("a JSON object with these options; flags win"))
+    json_flag(parser)
+    args = parser.parse_args(words)
+    options = config.from_args(CostOptions, args)
+    if args.input:
+        options = config.with_file(options, args.input, config.explicit(words, CostOptions))
+    made = cost(options)
+    show(dataclasses.asdict(made), made.text(), as_json=args.json)
     return 0
 
 
@@ -226,6 +246,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "ask": (ask_verb, "answer one question"),
     "compare": (compare_verb, "ask base and tuned the same, and measure both"),
     "eval": (eval_verb, "examine with keyed questions, and say what is shown"),
+    "cost": (cost_verb, "what a print costs, with every sum shown"),
     "publish": (publish_verb, "put a run's results into a repository"),
     "data": (data_verb, "check, show, split or build a data file"),
     "model": (model_verb, "list, get or verify catalogue models"),

@@ -8,6 +8,7 @@ two scripts the project grew from, and a test freezes them.
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import sys
 import tomllib
@@ -182,7 +183,7 @@ class TrainConfig:
             raise UsageError("{path}: not TOML: {why}", path=path, why=error) from error
         kinds: dict[str, Any] = {spec.name: spec.type for spec in dataclasses.fields(cls)}
         _refuse_unknown(path, tables, kinds)
-        return cls(**{name: _read_group(path, kind, tables.get(name, {})) for name, kind in kinds.items()})
+        return cls(**{name: read_group(path, kind, tables.get(name, {})) for name, kind in kinds.items()})
 
 
 def _refuse_unknown(path: Path, table: Any, known: Any) -> None:
@@ -190,7 +191,7 @@ def _refuse_unknown(path: Path, table: Any, known: Any) -> None:
         raise UsageError("{path}: unknown option {key}{hint}", path=path, key=key, hint=nearest(key, known))
 
 
-def _read_group(path: Path, kind: type[T], table: Any) -> T:
+def read_group(path: Path, kind: type[T], table: Any) -> T:
     """Build an option group from a TOML table; no flag parser has looked at the types of its values."""
     specs = {spec.name: spec for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     _refuse_unknown(path, table, specs)
@@ -295,6 +296,20 @@ def explicit(argv: Sequence[str], group: type[Any]) -> set[str]:
     """Return the names of the group's options that ``argv`` really states (for «has no effect» warnings)."""
     said = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     return said & {spec.name for spec in dataclasses.fields(group)}
+
+
+def with_file(options: T, path: Path, stated: Collection[str]) -> T:
+    """Return a group of options read from a JSON object, with those flags that were really given put over it.
+
+    Raises:
+        UsageError: the file can't be read, is no object, or holds an unknown option or a bad value.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UsageError("{path}: can't be read as JSON: {why}", path=path, why=str(error)[:80]) from error
+    read = read_group(path, type(options), table)
+    return dataclasses.replace(read, **{name: getattr(options, name) for name in stated})  # type: ignore[type-var]
 
 
 def utf8_streams() -> None:

@@ -174,7 +174,9 @@ def _write_lines(source: Path, target: Path, lines: set[int]) -> None:
 
 def _add_leaks(parser: Any) -> None:
     parser.add_argument("file", type=Path, nargs="?", default=FILE)
-    parser.add_argument("--against", type=Path, nargs="+", required=True, metavar="FILE", help=_("tests: pairs or items"))
+    parser.add_argument(
+        "--against", type=Path, nargs="+", required=True, metavar="FILE", help=_("tests: pairs or items")
+    )
     parser.add_argument("--facts", action="store_true", help=_("report shared facts too"))
     json_flag(parser)
 
@@ -185,11 +187,12 @@ def find_leaks(args: Any) -> int:
     from znatok.data.load import read_pairs
 
     pairs = read_pairs(args.file).pairs
-    rows = []
-    for path in args.against:
-        for found in leaks(pairs, tests_of(path)):
-            if args.facts or found.part != "facts":
-                rows.append({"test_file": path.name, **dataclasses.asdict(found)})
+    rows = [
+        {"test_file": path.name, **dataclasses.asdict(found)}
+        for path in args.against
+        for found in leaks(pairs, tests_of(path))
+        if args.facts or found.part != "facts"
+    ]
     lines = [
         _(
             "{file}:{test} stands in line {train}: {part}, similarity {similarity:.2f}",
@@ -214,7 +217,7 @@ def tests_of(path: Path) -> list[Pair]:
     if "prompt" in first:
         return list(read_pairs(path).pairs)
     items = read_items([path])
-    asked = (*items.open, *items.choices, *items.pairs)
+    asked: list[Any] = [*items.open, *items.choices, *items.pairs]
     return [Pair(item.question, "", item.topic, item.fact_ids, line) for line, item in enumerate(asked, 1)]
 
 
@@ -222,13 +225,22 @@ def tests_of(path: Path) -> list[Pair]:
 
 
 def _add_expand(parser: Any) -> None:
-    parser.add_argument("--facts", type=Path, default=Path("data/facts.jsonl"), metavar="FILE", help=_("what is to be known"))
     parser.add_argument(
-        "--wordings", type=Path, nargs="+", default=[], metavar="FILE", help=_("pairs written by people, with their kinds")
+        "--facts", type=Path, default=Path("data/facts.jsonl"), metavar="FILE", help=_("what is to be known")
+    )
+    parser.add_argument(
+        "--wordings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=_("pairs written by people, with their kinds"),
     )
     parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="FILE", help=_("tests: pairs or items"))
     parser.add_argument("--language", default="ru", help=_("of what is made from facts: ru or en"))
-    parser.add_argument("--informed", type=int, default=200, metavar="N", help=_("pairs with passages before the question"))
+    parser.add_argument(
+        "--informed", type=int, default=200, metavar="N", help=_("pairs with passages before the question")
+    )
     parser.add_argument("--most", type=int, default=3000, metavar="N", help=_("pairs at most"))
     parser.add_argument("--seed", type=int, default=42, help=_("draws the order, and what is made of what"))
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=_("training set to write"))

@@ -37,7 +37,7 @@ def normalise(text: str) -> str:
     a space inside a number is left out, «½» is 0.5, «isn't» is «is not». Letters keep their case.
     """
     for sign, value in _FRACTIONS.items():
-        text = re.sub(rf"(\d?)\s?{sign}", lambda match, value=value: (match.group(1) or "0") + value, text)
+        text = re.sub(rf"(?<=\d)\s?{sign}", value, text).replace(sign, "0" + value)
     text = unicodedata.normalize("NFKC", text.replace("º", "°")).replace("ё", "е").replace("Ё", "Е")
     text = _DENIAL.sub(" not", text)
     text = _DASHES.sub("-", _SPACES.sub(" ", text))

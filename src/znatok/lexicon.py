@@ -132,9 +132,7 @@ class Lexicon:
                     extra[end - 1] = extra.get(end - 1, frozenset()) | forms(normalise(main).lower())
         if not extra:
             return words
-        return tuple(
-            Word(w.text, w.forms | extra[i], w.start, w.end) if i in extra else w for i, w in enumerate(words)
-        )
+        return tuple(Word(w.text, w.forms | extra[i], w.start, w.end) if i in extra else w for i, w in enumerate(words))
 
 
 def load_lexicon(path: Path | None, language: str = "ru") -> Lexicon:
@@ -192,6 +190,11 @@ def of_language(language: str) -> dict[str, Any]:
     return tomllib.loads(resources.files("znatok.lexicons").joinpath(f"{language}.toml").read_text(encoding="utf-8"))
 
 
+def language_of(text: str) -> str:
+    """Return the language whose words a text needs: Russian where it has Cyrillic letters, else English."""
+    return "ru" if any("а" <= letter.lower() <= "я" or letter in "ёЁ" for letter in text) else "en"
+
+
 def phrases_of(language: str) -> Phrases:
     """Return how a language puts what is made from facts.
 
@@ -199,13 +202,16 @@ def phrases_of(language: str) -> Phrases:
         DataError: znatok does not know the language.
     """
     if language not in LANGUAGES:
-        raise DataError(
-            "language {language}: expected one of {known}", language=language, known=", ".join(LANGUAGES)
-        )
+        raise DataError("language {language}: expected one of {known}", language=language, known=", ".join(LANGUAGES))
     own = of_language(language)
     made = own["expand"]
     return Phrases(
-        tuple(made["fill"]), tuple(made["judge"]), made["right"], made["wrong"], own["prompts"]["knowledge"], made["absent"]
+        tuple(made["fill"]),
+        tuple(made["judge"]),
+        made["right"],
+        made["wrong"],
+        own["prompts"]["knowledge"],
+        made["absent"],
     )
 
 

@@ -40,7 +40,7 @@ class Knowledge:
         self._index.index([terms(passage.text) for passage in passages], show_progress=False)
 
     def search(self, question: str, count: int = 4) -> list[Passage]:
-        """Return the passages nearest to a question, best first; fewer than ``count`` where fewer share a word with it."""
+        """Return the passages nearest to a question, best first; fewer where fewer share a word with it."""
         wanted = terms(question)
         count = min(count, len(self.passages))
         known: Any = self._index.vocab_dict
@@ -50,9 +50,41 @@ class Knowledge:
         return [self.passages[int(i)] for i, score in zip(places[0], scores[0], strict=True) if score > 0]
 
 
+@dataclass(frozen=True, slots=True)
+class Informed:
+    """A question with the passages that were put before it; none where none is near."""
+
+    text: str
+    passages: tuple[Passage, ...]
+
+    @property
+    def sources(self) -> str:
+        """Return where the passages stand, as an answer cites them: «[1] facts.jsonl:12»."""
+        return "; ".join(f"[{i}] {passage.source}" for i, passage in enumerate(self.passages, 1))
+
+
+def inform(question: str, knowledge: Knowledge, form: str, count: int = 4) -> Informed:
+    """Put the passages nearest to a question before it.
+
+    Args:
+        question: what is asked.
+        knowledge: where to look.
+        form: ``prompts.knowledge`` of the language, with {passages} and {question}.
+        count: passages at most.
+    """
+    found = tuple(knowledge.search(question, count))
+    if not found:
+        return Informed(question, ())
+    listed = "\n".join(f"[{i}] {passage.text}" for i, passage in enumerate(found, 1))
+    return Informed(form.format(passages=listed, question=question), found)
+
+
 def terms(text: str) -> list[str]:
     """Return the dictionary forms of a text's words, one for each word: of several the shortest, then the first."""
-    return [min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form)) for word in words_of(normalise(text))]
+    return [
+        min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form))
+        for word in words_of(normalise(text))
+    ]
 
 
 def read_knowledge(path: Path) -> Knowledge:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from znatok import config
@@ -99,6 +100,9 @@ def chat_parser(prog: str) -> config.Parser:
     talk.add_argument("--test_seed", "--test-seed", type=int, default=42, metavar="INT", help=_("seed of every answer"))
     talk.add_argument("--questions", metavar="FILE", help=_("answer every question of a file, then leave"))
     talk.add_argument("--system", default=None, metavar="TEXT", help=_("system message instead of the trained one"))
+    talk.add_argument(
+        "--knowledge", metavar="FILE", help=_("facts, pairs or Markdown to look answers up in; they cite its lines")
+    )
     talk.add_argument("--base", action="store_true", help=_("start with the base model's voice"))
     config.add_options(parser, config.EngineOptions)
     config.add_options(parser, config.SampleOptions)
@@ -151,4 +155,9 @@ def open_session(args: Any, argv: Sequence[str]) -> Any:
 
     voice = Voice.BASE if args.base or run is None else Voice.TUNED
     system = expert.system if args.system is None else args.system
-    return ChatSession(expert, sample, args.test_seed, system, voice)
+    knowledge = None
+    if args.knowledge:
+        from znatok.retrieve import read_knowledge
+
+        knowledge = read_knowledge(Path(args.knowledge))
+    return ChatSession(expert, sample, args.test_seed, system, voice, knowledge=knowledge)

@@ -65,7 +65,5 @@ def test_empty_talk_does_not_pass(answer, most):
 
 def test_every_admission_in_the_lexicon_is_needed_by_nothing_else():
     """No reference answer to a question that can be answered counts as an admission instead of an answer."""
-    wrong = [
-        item.id for item in DOMAIN if item.expects == "answer" and score(item, item.reference, LEXICON).abstained
-    ]
+    wrong = [item.id for item in DOMAIN if item.expects == "answer" and score(item, item.reference, LEXICON).abstained]
     assert wrong == []

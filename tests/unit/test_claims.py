@@ -8,7 +8,7 @@ import pytest
 from znatok.eval.claims import Hit, Verdict, keeps_form, score
 from znatok.eval.criteria import criteria
 from znatok.eval.items import Check, Forbidden, NumberClaim, OpenItem, TermClaim
-from znatok.eval.numbers import mentions
+from znatok.quantities import mentions
 from znatok.lexicon import load_lexicon
 
 LEXICON = load_lexicon(Path(__file__).parents[2] / "data" / "eval" / "lexicon.toml")

@@ -44,7 +44,9 @@ def test_other_forms_agree(one, other):
     assert forms(one) & forms(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("сопло", "стол"), ("сушить", "тушить"), ("PLA".lower(), "pva"), ("200", "20")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("сопло", "стол"), ("сушить", "тушить"), ("PLA".lower(), "pva"), ("200", "20")]
+)
 def test_different_words_do_not_agree(one, other):
     assert not forms(one) & forms(other)
 

@@ -110,9 +110,7 @@ def read_facts(path: Path) -> dict[str, Fact]:
     for number, record in _records(path):
         claim = record.get("claim_ru", record.get("claim"))
         if not isinstance(record.get("id"), str) or not isinstance(claim, str) or not claim.strip():
-            raise DataError(
-                '{path}:{line}: expected a fact with "id" and "claim"', path=shown_path(path), line=number
-            )
+            raise DataError('{path}:{line}: expected a fact with "id" and "claim"', path=shown_path(path), line=number)
         if record.get("role", "train") == "train":
             facts[record["id"]] = Fact(record["id"], str(record.get("topic", "")), claim.strip())
     return facts

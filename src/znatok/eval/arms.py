@@ -15,13 +15,11 @@ import torch
 
 from znatok import __version__
 from znatok.config import SampleOptions
-from znatok.lexicon import Lexicon
 from znatok.expert import Expert, Voice
 from znatok.generate.engine import Answer, Request
-from znatok.retrieve import Knowledge
+from znatok.lexicon import Lexicon
+from znatok.retrieve import Knowledge, inform
 from znatok.tokens.chat import dialogue
-
-PASSAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +42,19 @@ ARMS = (
 
 
 def request(
-    arm: Arm, question: str, system: str, lexicon: Lexicon, knowledge: Knowledge | None, sample: SampleOptions, seed: int
+    arm: Arm,
+    question: str,
+    system: str,
+    lexicon: Lexicon,
+    knowledge: Knowledge | None,
+    sample: SampleOptions,
+    seed: int,
 ) -> Request:
     """Return what an arm is asked."""
     if arm.informed and knowledge is not None:
-        question = with_passages(question, knowledge, lexicon.prompts["knowledge"])
+        question = inform(question, knowledge, lexicon.prompts["knowledge"]).text
     message = lexicon.prompts["expert"] if arm.prompted else system
     return Request(tuple(dialogue(question, message)), sample, seed)
-
-
-def with_passages(question: str, knowledge: Knowledge, form: str) -> str:
-    """Put the passages nearest to a question before it; the question alone where none is near."""
-    found = knowledge.search(question, PASSAGES)
-    if not found:
-        return question
-    listed = "\n".join(f"[{i}] {passage.text}" for i, passage in enumerate(found, 1))
-    return form.format(passages=listed, question=question)
 
 
 class Store:
@@ -91,7 +86,9 @@ class Store:
 
 def fingerprint(*parts: Any) -> str:
     """Return a key for everything a result depends on."""
-    text = json.dumps([__version__, torch.__version__, torch.get_num_threads(), *parts], ensure_ascii=False, default=str)
+    text = json.dumps(
+        [__version__, torch.__version__, torch.get_num_threads(), *parts], ensure_ascii=False, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,15 +7,16 @@ partial answers kept apart: arXiv 2411.04368.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from znatok.eval import metrics
-from znatok.eval.items import Check, NumberClaim, OpenItem, TermClaim
+from znatok.eval.items import CHECKS, Check, NumberClaim, OpenItem, TermClaim
+from znatok.quantities import Mention, border_between, figures, mentions
+from znatok.language import Sentence, Word, can_be_denied, find, phrase, sentences
 from znatok.lexicon import Lexicon
-from znatok.eval.numbers import Mention, border_between, figures, mentions
-from znatok.language import Sentence, Word, find, can_be_denied, phrase, sentences
 
 ENOUGH, TOO_LITTLE = 0.6, 0.3  # recall from which an answer is right, and below which it is wrong
 WIDE = 2.0  # a range wider than so many keys says nothing
@@ -89,7 +90,9 @@ def score(item: OpenItem, answer: str, lexicon: Lexicon) -> Scored:
     numbers = mentions(read, lexicon)
     judged: dict[int, Hit] = {}
     hits = tuple(
-        _number(claim, item, numbers, judged, lexicon) if isinstance(claim, NumberClaim) else _terms(claim, read, lexicon)
+        _number(claim, item, numbers, judged, lexicon)
+        if isinstance(claim, NumberClaim)
+        else _terms(claim, read, lexicon)
         for claim in item.claims
     )
     _known(item, numbers, judged, lexicon)
@@ -156,7 +159,12 @@ def _number(
         repeated = {numbers[index].lo, numbers[index].hi} <= given
         if hit in {Hit.RIGHT, Hit.PARTIAL}:
             judged[index] = hit
-        elif index not in judged and not repeated and (best is Hit.WRONG or (bound and numbers[index].dimension)) and _is_known(claim, lexicon):
+        elif (
+            index not in judged
+            and not repeated
+            and (best is Hit.WRONG or (bound and numbers[index].dimension))
+            and _is_known(claim, lexicon)
+        ):
             judged[index] = Hit.WRONG
     return best
 
@@ -252,7 +260,7 @@ def _denied(words: Sequence[Word], start: int, lexicon: Lexicon) -> bool:
 
 
 def _says(text: str, read: Sequence[Sentence], lexicon: Lexicon) -> bool:
-    """Tell whether a false statement is made: its words in one clause, in order, with no negation before or among them."""
+    """Tell whether a false statement is made: its words in one clause, in order, and no negation by them."""
     wanted = _phrase(text, lexicon)
     own = lexicon.count("negation", [*_words(text)])
     for sentence in read:
@@ -281,29 +289,41 @@ def _phrase(text: str, lexicon: Lexicon) -> tuple[frozenset[str], ...]:
 
 def keeps_form(check: Check, answer: str) -> bool:
     """Tell whether an answer has the form it was asked for."""
-    text = answer.strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    value = check.value
-    if check.kind == "bullets":
-        return len(lines) == value and all(re.match(r"[-*•–—]\s*\S", line) for line in lines)
-    if check.kind == "numbered":
-        return len(lines) == value and all(re.match(rf"{i}[.)]\s*\S", line) for i, line in enumerate(lines, 1))
-    if check.kind == "sentences":
-        return sum(len(sentences(line)) for line in lines) == value
-    if check.kind == "json_keys":
-        return _json_keys(text) == sorted(value)
-    if check.kind == "yes_no":
-        return text.casefold().strip(" .!»«\"'") == str(value).casefold()
-    if check.kind == "no_digits":
-        return bool(text) and not re.search(r"\d", text)
-    if check.kind == "uppercase":
-        return any(c.isalpha() for c in text) and text == text.upper()
-    if check.kind == "max_words":
-        return 0 < metrics.word_count(text) <= value
-    if check.kind == "starts_with":
-        return text.lstrip("«\"'*- ").casefold().startswith(str(value).casefold())
+    return FORMS[check.kind](answer.strip(), check.value)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _bullets(text: str, count: int) -> bool:
+    lines = _lines(text)
+    return len(lines) == count and all(re.match(r"[-*•–—]\s*\S", line) for line in lines)
+
+
+def _numbered(text: str, count: int) -> bool:
+    lines = _lines(text)
+    return len(lines) == count and all(re.match(rf"{i}[.)]\s*\S", line) for i, line in enumerate(lines, 1))
+
+
+def _language(text: str, wanted: str) -> bool:
     share = metrics.cyrillic_share(text)
-    return share is not None and (share < 0.1 if value == "en" else share > 0.9)
+    return share is not None and (share < 0.1 if wanted == "en" else share > 0.9)
+
+
+FORMS: dict[str, Callable[[str, Any], bool]] = {
+    "bullets": _bullets,
+    "numbered": _numbered,
+    "sentences": lambda text, count: sum(len(sentences(line)) for line in _lines(text)) == count,
+    "json_keys": lambda text, keys: _json_keys(text) == sorted(keys),
+    "yes_no": lambda text, word: text.casefold().strip(" .!»«\"'") == word.casefold(),
+    "no_digits": lambda text, _: bool(text) and not re.search(r"\d", text),
+    "uppercase": lambda text, _: any(c.isalpha() for c in text) and text == text.upper(),
+    "max_words": lambda text, most: 0 < metrics.word_count(text) <= most,
+    "starts_with": lambda text, start: text.lstrip("«\"'*- ").casefold().startswith(start.casefold()),
+    "language": _language,
+}
+assert tuple(FORMS) == CHECKS
 
 
 def _json_keys(text: str) -> list[str] | None:

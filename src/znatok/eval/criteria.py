@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from znatok.eval import metrics
 from znatok.eval.claims import Hit, Scored, score
 from znatok.eval.items import OpenItem, TermClaim
-from znatok.lexicon import Lexicon
 from znatok.language import Sentence, is_directive, is_predicate
+from znatok.lexicon import Lexicon
 
 CRITERIA = ("accuracy", "specificity", "structure", "practical", "terminology")
 BRIEF = 40  # words: an answer shorter than this is counted as so long, or a bare number would be the most specific
@@ -46,7 +46,7 @@ def criteria(item: OpenItem, answer: str, scored: Scored, lexicon: Lexicon) -> d
 
 
 def says_something(sentence: Sentence, lexicon: Lexicon) -> bool:
-    """Tell a statement from a heap of words: it has a predicate, a dash or a colon, or joins its words by small ones."""
+    """Tell a statement from a heap of words: by its predicate, a dash or a colon, or by the small words in it."""
     words = sentence.words
     if lexicon.language == "ru":
         said = any(is_predicate(word.text.lower()) for word in words) or re.search(r"\s-\s|:", sentence.text)
@@ -69,7 +69,7 @@ def _specificity(answer: str, saying: Sequence[Sentence], scored: Scored, lexico
 
 
 def _structure(item: OpenItem, answer: str, saying: Sequence[Sentence]) -> float:
-    """Share of what holds: it ends, it has no heap of headings, no endless paragraph, and parts where parts are asked."""
+    """Share of what holds: it ends, has no heap of headings, no endless paragraph, and parts where parts are asked."""
     if not saying:
         return 0.0
     points = len(_POINT.findall(answer))
@@ -100,7 +100,7 @@ def _practical(item: OpenItem, saying: Sequence[Sentence], lexicon: Lexicon) -> 
 def _terminology(
     item: OpenItem, saying: Sequence[Sentence], scored: Scored, lexicon: Lexicon, answer: str
 ) -> float | None:
-    """Share of the key's terms named in sentences without a wrong number, times the share of words in their own script."""
+    """Share of the key's terms in sentences without a wrong number, times the share of letters in their own script."""
     terms = [i for i, claim in enumerate(item.claims) if isinstance(claim, TermClaim)]
     if not terms:
         return None

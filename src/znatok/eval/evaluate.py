@@ -18,12 +18,12 @@ from znatok.eval.arms import ARMS, Arm, Store, ask, fingerprint, identity, reque
 from znatok.eval.claims import score
 from znatok.eval.criteria import criteria
 from znatok.eval.items import Items, OpenItem, read_items
-from znatok.lexicon import Lexicon, load_lexicon
 from znatok.eval.likelihood import bits_per_byte, choose, prefer
 from znatok.eval.proof import Proof, prove
 from znatok.eval.proof_text import markdown
 from znatok.expert import Expert, Voice, open_expert
 from znatok.files import cache_home, sha256, write_json, write_jsonl, write_text
+from znatok.lexicon import Lexicon, load_lexicon
 from znatok.logs import say
 from znatok.model.machine import machine
 from znatok.retrieve import Knowledge, read_knowledge
@@ -136,11 +136,10 @@ def evaluate(runs: Sequence[Run], what: Examination, dtype: str = "auto") -> Res
             if voice is Voice.BASE and number:
                 continue  # the base is the same for all
             name = run.path.name if voice is Voice.TUNED else ""
-            store = _store(what, run, expert, voice)
             who = identity(expert, voice, adapter)
-            rows += _speak(expert, voice, what, name, store, who)
-            rows += _weigh(expert, voice, what, name, store, who)
-            texts += _read(expert, voice, what, name, store, who)
+            sitting = Sitting(expert, voice, name, what, _store(what, run, expert, voice), who)
+            rows += [*sitting.answers(), *sitting.choices(), *sitting.pairs()]
+            texts += sitting.prose()
     said = hashlib.sha256("\x00".join(row["text"] for row in rows if "text" in row).encode()).hexdigest()
     facts = {
         "runs": about,
@@ -178,22 +177,94 @@ def _store(what: Examination, run: Run, expert: Expert, voice: Voice) -> Store:
     return Store(None if what.fresh else path)
 
 
-# Answers
+@dataclass(frozen=True)
+class Sitting:
+    """One voice of one run before all questions; every method returns rows.
 
+    Attributes:
+        expert: the loaded model.
+        voice: base or tuned.
+        run: the name of the run for the tuned voice, empty for the base.
+        what: the questions and the rules.
+        store: what was measured before.
+        who: what identifies the weights and what computes them.
+    """
 
-def _speak(
-    expert: Expert, voice: Voice, what: Examination, run: str, store: Store, who: tuple[Any, ...]
-) -> list[dict[str, Any]]:
-    rows = []
-    for arm in (arm for arm in what.arms if arm.voice is voice):
-        requests = [
-            request(arm, item.question, expert.system, what.lexicon, what.knowledge, what.sample, what.seed)
-            for item in what.items.open
+    expert: Expert
+    voice: Voice
+    run: str
+    what: Examination
+    store: Store
+    who: tuple[Any, ...]
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Ask the open questions in every arm of this voice, and judge the answers."""
+        rows = []
+        what = self.what
+        for arm in (arm for arm in what.arms if arm.voice is self.voice):
+            requests = [
+                request(arm, item.question, self.expert.system, what.lexicon, what.knowledge, what.sample, what.seed)
+                for item in what.items.open
+            ]
+            done = self._progress(arm.name, len(requests))
+            answers = ask(self.expert, self.voice, requests, self.who, self.store, done)
+            rows += [
+                judged(item, answer, arm.name, self.run, what.lexicon)
+                for item, answer in zip(what.items.open, answers, strict=True)
+            ]
+        return rows
+
+    def choices(self) -> list[dict[str, Any]]:
+        """Weigh the options of the choices."""
+        items = self.what.items.choices
+        done = self._progress("choices", len(items))
+        return self._weighed(
+            "choice", items, lambda model: choose(model, self.expert.chat, self.expert.system, items, done)
+        )
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Weigh the true and the false statements."""
+        items = self.what.items.pairs
+        done = self._progress("pairs", len(items))
+        return self._weighed(
+            "pair", items, lambda model: prefer(model, self.expert.chat, self.expert.system, items, done)
+        )
+
+    def prose(self) -> list[dict[str, Any]]:
+        """Read the texts."""
+        rows = []
+        for name, path in self.what.prose.items():
+            key = fingerprint(self.who, "prose", sha256(path))
+            if key not in self.store.known:
+                with self.expert.weights(self.voice) as model:
+                    self.store.put(key, bits_per_byte(model, self.expert.chat, path))
+                say(_("{what}: read", what=f"{path.name}, {self.run or self.voice}"))
+            rows.append({"text": name, "arm": str(self.voice), "run": self.run, "windows": self.store.known[key]})
+        return rows
+
+    def _weighed(
+        self, kind: str, items: Sequence[Any], measure: Callable[[Any], Sequence[Any]]
+    ) -> list[dict[str, Any]]:
+        key = fingerprint(self.who, kind, self.expert.system, [asdict(item) for item in items])
+        if key not in self.store.known:
+            with self.expert.weights(self.voice) as model:
+                self.store.put(key, [asdict(one) for one in measure(model)])
+        return [
+            {"kind": kind, "id": item.id, "split": item.split, "cluster": item.cluster, "topic": item.topic}
+            | {"arm": str(self.voice), "run": self.run, **values}
+            for item, values in zip(items, self.store.known[key], strict=True)
         ]
-        answers = ask(expert, voice, requests, who, store, _progress(f"{arm.name} {run}".strip(), len(requests)))
-        for item, answer in zip(what.items.open, answers, strict=True):
-            rows.append(judged(item, answer, arm.name, run, what.lexicon))
-    return rows
+
+    def _progress(self, name: str, total: int) -> Callable[[int], None]:
+        shown = time.monotonic()
+
+        def done(count: int) -> None:
+            nonlocal shown
+            if count == total or time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                say(f"{name}, {self.run or self.voice}: {count}/{total}")
+
+        return done
 
 
 def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexicon: Lexicon) -> dict[str, Any]:
@@ -231,56 +302,6 @@ def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexico
         "names_field": bool(lexicon.entities_of(text)),
         **criteria(item, text, found, lexicon),
     }
-
-
-# Likelihoods
-
-
-def _weigh(
-    expert: Expert, voice: Voice, what: Examination, run: str, store: Store, who: tuple[Any, ...]
-) -> list[dict[str, Any]]:
-    rows = []
-    for kind, items, measure in (("choice", what.items.choices, choose), ("pair", what.items.pairs, prefer)):
-        if not items:
-            continue
-        key = fingerprint(who, kind, expert.system, [asdict(item) for item in items])  # type: ignore[call-overload]
-        if key not in store.known:
-            with expert.weights(voice) as model:
-                progress = _progress(f"{kind} {run or voice}", len(items))
-                found = measure(model, expert.chat, expert.system, items, progress)  # type: ignore[operator]
-            store.put(key, [asdict(one) for one in found])
-        for item, values in zip(items, store.known[key], strict=True):
-            rows.append(
-                {"kind": kind, "id": item.id, "split": item.split, "cluster": item.cluster, "topic": item.topic}
-                | {"arm": str(voice), "run": run, **values}
-            )
-    return rows
-
-
-def _read(
-    expert: Expert, voice: Voice, what: Examination, run: str, store: Store, who: tuple[Any, ...]
-) -> list[dict[str, Any]]:
-    rows = []
-    for name, path in what.prose.items():
-        key = fingerprint(who, "prose", sha256(path))
-        if key not in store.known:
-            with expert.weights(voice) as model:
-                store.put(key, bits_per_byte(model, expert.chat, path))
-            say(_("{what}: read", what=f"{name} {run or voice}"))
-        rows.append({"text": name, "arm": str(voice), "run": run, "windows": store.known[key]})
-    return rows
-
-
-def _progress(name: str, total: int) -> Callable[[int], None]:
-    shown = time.monotonic()
-
-    def done(count: int) -> None:
-        nonlocal shown
-        if count == total or time.monotonic() - shown > 10:
-            shown = time.monotonic()
-            say(f"{name}: {count}/{total}")
-
-    return done
 
 
 def examine(runs: Sequence[Run], args: Any) -> Proof:

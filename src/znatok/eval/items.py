@@ -292,7 +292,9 @@ class _Record:
         if lo > hi:
             raise self._bad('"lo" is greater than "hi"')
         tol = self._number("tol") if "tol" in self.values else None
-        return NumberClaim(self._text("entity", ""), self._text("property"), lo, hi, self._text("unit", ""), weight, tol)
+        return NumberClaim(
+            self._text("entity", ""), self._text("property"), lo, hi, self._text("unit", ""), weight, tol
+        )
 
     def _any_of(self, weight: float) -> TermClaim:
         groups = tuple(tuple(part.strip() for part in group.split("|")) for group in self._texts("terms"))

@@ -53,8 +53,9 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "proof.note": (
         "In brackets: 95 % intervals, bootstrap over facts (yes-or-no values of one run: Wilson). p: sign-flip test by "
         "fact; in P8 Holm-adjusted. Prose: the difference is relative. Criteria were written before training.",
-        "В скобках 95-процентные интервалы: бутстреп по фактам (для да/нет одного прогона — Уилсон). p — перестановочный "
-        "тест знаков по фактам, в P8 с поправкой Холма. Для прозы разница относительная. Критерии записаны до обучения.",
+        "В скобках 95-процентные интервалы: бутстреп по фактам (для да/нет одного прогона — Уилсон). "
+        "p: перестановочный тест знаков по фактам, в P8 с поправкой Холма. Для прозы разница относительная. "
+        "Критерии записаны до обучения.",
     ),
     "measure.recall": ("claim recall", "полнота"),
     "measure.correct": ("correct", "верно"),

@@ -6,11 +6,12 @@ dropped for coming out badly. Method: Miller, arXiv 2411.00640; criteria: ``docs
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,13 +91,15 @@ class Scores:
         self.arms = tuple(dict.fromkeys(row["arm"] for row in self.rows if row["kind"] == "open"))
 
     def values(
-        self, kind: str, arm: str, splits: Sequence[str], pick: Pick, where: Callable[[Row], bool] = lambda row: True
+        self, kind: str, arm: str, splits: Sequence[str], pick: Pick, kind_of_question: str = ""
     ) -> dict[str, tuple[float, str]]:
         """Return (mean over runs, cluster) of each item that has the value."""
         found: dict[str, list[float]] = {}
         clusters: dict[str, str] = {}
         for row in self.rows:
-            if row["kind"] == kind and row["arm"] == arm and row["split"] in splits and where(row):
+            if row["kind"] == kind and row["arm"] == arm and row["split"] in splits:
+                if kind_of_question and row["type"] != kind_of_question:
+                    continue
                 value = pick(row)
                 if value is not None:
                     found.setdefault(row["id"], []).append(float(value))
@@ -108,19 +111,138 @@ class Scores:
         numbers, clusters = [v for v, _c in values.values()], [c for _v, c in values.values()]
         if numbers and set(numbers) <= {0.0, 1.0} and len(set(clusters)) == len(clusters):
             return wilson(int(sum(numbers)), len(numbers))
-        return bootstrap_mean(numbers, self._rng(name), clusters=clusters)
+        return bootstrap_mean(numbers, self.rng(name), clusters=clusters)
 
-    def paired(
-        self, name: str, a: Mapping[str, tuple[float, str]], b: Mapping[str, tuple[float, str]]
-    ) -> PairedResult:
+    def paired(self, name: str, a: Mapping[str, tuple[float, str]], b: Mapping[str, tuple[float, str]]) -> PairedResult:
         """Return the mean difference b - a over the items both have."""
         shared = [item for item in a if item in b]
         return paired_difference(
-            [a[item][0] for item in shared], [b[item][0] for item in shared], self._rng(name), [a[item][1] for item in shared]
+            [a[item][0] for item in shared],
+            [b[item][0] for item in shared],
+            self.rng(name),
+            [a[item][1] for item in shared],
         )
 
-    def _rng(self, name: str) -> np.random.Generator:
+    def rng(self, name: str) -> np.random.Generator:
+        """Return a generator of a name's own, so that one more claim changes no other."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An inequality in words, and what it makes of a claim's before, after and difference."""
+
+    text: str
+    judge: Callable[[Interval, Interval, Interval], Verdict]
+
+
+class Ends(NamedTuple):
+    """A difference that could be estimated, with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _on_difference(text: str, holds: Callable[[Ends], bool], fails: Callable[[Ends], bool]) -> Rule:
+    def judge(_before: Interval, _after: Interval, difference: Interval) -> Verdict:
+        if difference.value is None or difference.low is None or difference.high is None:
+            return Verdict.NOT_SHOWN
+        ends = Ends(difference.value, difference.low, difference.high)
+        if holds(ends):
+            return Verdict.SHOWN
+        return Verdict.WORSE if fails(ends) else Verdict.NOT_SHOWN
+
+    return Rule(text, judge)
+
+
+def _on_rate(text: str, holds: Callable[[float], bool]) -> Rule:
+    def judge(_before: Interval, after: Interval, _difference: Interval) -> Verdict:
+        return Verdict.SHOWN if after.value is not None and holds(after.value) else Verdict.NOT_SHOWN
+
+    return Rule(text, judge)
+
+
+RISES = _on_difference("low > 0", lambda d: d.low > 0, lambda d: d.high < 0)
+FALLS = _on_difference("high < 0", lambda d: d.high < 0, lambda d: d.low > 0)
+GAINS = _on_difference(f"low > 0, gain ≥ {GAIN}", lambda d: d.low > 0 and d.value >= GAIN, lambda d: d.high < 0)
+NO_WORSE = _on_difference("not worse: low ≤ 0", lambda d: d.low <= 0, lambda d: d.low > 0)
+KEPT = _on_difference(
+    f"point ≥ {GENERAL_LOST}, not worse at 95 %",
+    lambda d: d.value >= GENERAL_LOST and d.high >= 0,
+    lambda d: d.high < 0,
+)
+HELD_OUT_KEPT = _on_difference(f"low > {RECALL_LOST}", lambda d: d.low > RECALL_LOST, lambda d: d.high < 0)
+
+
+def _at_most(limit: float) -> Rule:
+    return _on_difference(f"high ≤ +{limit}", lambda d: d.high <= limit, lambda d: d.low > 0)
+
+
+def _recall(row: Row) -> float | None:
+    value: float | None = row["recall"]
+    return value
+
+
+def _number(key: str) -> Pick:
+    return lambda row: None if row[key] is None else float(row[key])
+
+
+def _verdict_is(verdict: str) -> Pick:
+    return lambda row: float(row["verdict"] == verdict)
+
+
+def _ended(row: Row) -> float:
+    return float(row["stop"] == "end")
+
+
+def _prefers(row: Row) -> float:
+    return float(row["margin"] > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """What is compared, and by which rule.
+
+    Attributes:
+        key: its name in the report.
+        pick: the number of a row; None where the row has none.
+        splits: of which items.
+        rule: when it is shown.
+        b: the arm held against the base.
+        kind: of row: an answer (open), a choice or a pair.
+        type: only questions of this type.
+    """
+
+    key: str
+    pick: Pick
+    splits: tuple[str, ...]
+    rule: Rule
+    b: str = "tuned"
+    kind: str = "open"
+    type: str = ""
+
+
+ALL = ("T1", "T2", "T3", "T4", "T5")
+NEW = ("T2", "T3", "T4")
+WRITTEN_BEFORE_TRAINING = (
+    Criterion("P2", _number("contradictions"), ("T1", "T2"), _at_most(CONTRADICTIONS)),
+    Criterion("P2 far", _number("contradictions"), ("T3", "T4"), _at_most(CONTRADICTIONS_FAR)),
+    Criterion("P3", _verdict_is("incorrect"), NEW, FALLS),
+    Criterion("P3 retrieval", _verdict_is("incorrect"), NEW, FALLS, b="tuned+retrieval"),
+    Criterion("P4", _recall, ("T2",), HELD_OUT_KEPT),
+    Criterion("P5 choices", _number("right"), ("T1",), RISES, kind="choice"),
+    Criterion("P5 pairs", _prefers, ("T1",), RISES, kind="pair"),
+    Criterion("P6 stop", _ended, ALL, _on_rate(f"rate ≥ {STOPS}", lambda rate: rate >= STOPS)),
+    Criterion("P6 stop", _ended, ALL, _on_rate(f"rate ≥ {STOPS}", lambda rate: rate >= STOPS), b="tuned+retrieval"),
+    Criterion("P6 cjk", _number("cjk"), ALL, _on_rate("rate = 0", lambda rate: rate == 0)),
+    Criterion("P6 cjk", _number("cjk"), ALL, _on_rate("rate = 0", lambda rate: rate == 0), b="tuned+retrieval"),
+    Criterion("P6 repetition", _number("repetition"), ALL, NO_WORSE),
+    Criterion("P7 general", _recall, ("T5",), KEPT, type="general"),
+    Criterion("P7 format", _recall, ("T5",), KEPT, type="format"),
+    Criterion("P7 control pairs", _prefers, ("control",), KEPT, kind="pair"),
+)
+FIVE = tuple(Criterion(f"P8 {name}", _number(name), ("T1", "T2"), RISES) for name in CRITERIA)
 
 
 def prove(rows: Iterable[Row], texts: Sequence[Row], seed: int) -> Proof:
@@ -132,129 +254,49 @@ def prove(rows: Iterable[Row], texts: Sequence[Row], seed: int) -> Proof:
         seed: of the intervals and tests.
     """
     scores = Scores(rows, seed)
-    claims = [claim for part in (_p1, _p2, _p3, _p4, _p5, _p6, _p7_questions, _p8) for claim in part(scores)]
-    claims += _p7_prose(texts, scores)
+    claims = _knows_more(scores)
+    for criterion in WRITTEN_BEFORE_TRAINING:
+        claims += judged(scores, criterion)
+    claims += _forgets_no_prose(texts, scores)
+    claims += _five(scores)
     runs = tuple(sorted({row["run"] for row in scores.rows if row["run"]}))
     return Proof(tuple(claims), tuple(table(scores)), runs, seed)
 
 
-# The criteria
-
-
-def _recall(row: Row) -> float | None:
-    return row["recall"]  # type: ignore[no-any-return]
-
-
-def _contradictions(row: Row) -> float:
-    return float(row["contradictions"])
-
-
-def _is(verdict: str) -> Pick:
-    return lambda row: float(row["verdict"] == verdict)
-
-
-def _p1(scores: Scores) -> list[Claim]:
-    """Knows more: T1 claim recall above the best of the base's ways of being asked."""
-    rivals = [arm for arm in ("base", "prompted") if arm in scores.arms]
-    if "tuned" not in scores.arms or not rivals:
+def judged(scores: Scores, criterion: Criterion, a: str = "base") -> list[Claim]:
+    """Return the claim, or nothing where one of the arms was not asked."""
+    first, second = (
+        scores.values(criterion.kind, arm, criterion.splits, criterion.pick, criterion.type) for arm in (a, criterion.b)
+    )
+    if not first or not second:
         return []
-    values = {arm: scores.values("open", arm, ["T1"], _recall) for arm in (*rivals, "tuned")}
-    best = max(rivals, key=lambda arm: fmean(v for v, _c in values[arm].values()) if values[arm] else 0.0)
-    return _compared(
-        scores, "P1", best, "tuned", values[best], values["tuned"],
-        f"low > 0, gain ≥ {GAIN}", lambda d: d.low > 0 and d.value >= GAIN, lambda d: d.high < 0,
-    )  # fmt: skip
-
-
-def _p2(scores: Scores) -> list[Claim]:
-    """Contradicts itself and the facts no more than before."""
-    found = []
-    for key, splits, most in (("P2", ["T1", "T2"], CONTRADICTIONS), ("P2 far", ["T3", "T4"], CONTRADICTIONS_FAR)):
-        found += _arms(
-            scores, key, "base", "tuned", splits, _contradictions,
-            f"high ≤ +{most}", lambda d, most=most: d.high <= most, lambda d: d.low > 0,
-        )  # fmt: skip
-    return found
-
-
-def _p3(scores: Scores) -> list[Claim]:
-    """Invents less: the share of wrong answers on what was not trained falls."""
-    found = []
-    for arm in ("tuned", "tuned+retrieval"):
-        found += _arms(
-            scores, "P3" if arm == "tuned" else "P3 retrieval", "base", arm, ["T2", "T3", "T4"], _is("incorrect"),
-            "high < 0", lambda d: d.high < 0, lambda d: d.low > 0,
-        )  # fmt: skip
-    return found
-
-
-def _p4(scores: Scores) -> list[Claim]:
-    """Loses nothing of what was held out."""
-    return _arms(
-        scores, "P4", "base", "tuned", ["T2"], _recall,
-        f"low > {RECALL_LOST}", lambda d: d.low > RECALL_LOST, lambda d: d.high < 0,
-    )  # fmt: skip
-
-
-def _p5(scores: Scores) -> list[Claim]:
-    """Holds the truth likelier: choices and minimal pairs about trained facts."""
-    found = []
-    for key, kind, pick in (
-        ("P5 choices", "choice", lambda row: float(row["right"])),
-        ("P5 pairs", "pair", lambda row: float(row["margin"] > 0)),
-    ):
-        a, b = (scores.values(kind, arm, ["T1"], pick) for arm in ("base", "tuned"))
-        found += _compared(scores, key, "base", "tuned", a, b, "low > 0", lambda d: d.low > 0, lambda d: d.high < 0)
-    return found
-
-
-def _p6(scores: Scores) -> list[Claim]:
-    """Behaves: ends its answers, leaks no other script, does not repeat itself."""
-    asked = ["T1", "T2", "T3", "T4", "T5"]
-    found = []
-    stop = lambda row: float(row["stop"] == "end")  # noqa: E731
-    cjk = lambda row: float(row["cjk"])  # noqa: E731
-    for arm in (arm for arm in ("tuned", "tuned+retrieval") if arm in scores.arms):
-        for key, pick, rule, holds in (
-            ("P6 stop", stop, f"rate ≥ {STOPS}", lambda value: value >= STOPS),
-            ("P6 cjk", cjk, "rate = 0", lambda value: value == 0),
-        ):
-            a, b = scores.values("open", "base", asked, pick), scores.values("open", arm, asked, pick)
-            if b:
-                after = scores.mean(f"{key} {arm}", b)
-                difference = scores.paired(f"{key} {arm}", a, b) if a else PairedResult(_nothing(), None)
-                verdict = Verdict.SHOWN if holds(after.value) else Verdict.NOT_SHOWN
-                before = scores.mean(f"{key} base", a)
-                found.append(Claim(key, "base", arm, len(b), before, after, difference.difference, None, rule, verdict))
-    found += _arms(
-        scores, "P6 repetition", "base", "tuned", asked, lambda row: row["repetition"],
-        "not worse: low ≤ 0", lambda d: d.low <= 0, lambda d: d.low > 0,
-    )  # fmt: skip
-    return found
-
-
-def _p7_questions(scores: Scores) -> list[Claim]:
-    """Forgets nothing else: general questions, forms asked for, pairs of other fields."""
-    found = []
-    for key, kind in (("P7 general", "general"), ("P7 format", "format")):
-        a, b = (
-            scores.values("open", arm, ["T5"], _recall, lambda row, kind=kind: row["type"] == kind)
-            for arm in ("base", "tuned")
+    name = f"{criterion.key} {a} {criterion.b}"
+    paired = scores.paired(name, first, second)
+    before, after = scores.mean(f"{name} before", first), scores.mean(f"{name} after", second)
+    verdict = criterion.rule.judge(before, after, paired.difference)
+    return [
+        Claim(
+            criterion.key, a, criterion.b, paired.difference.n, before, after, paired.difference, paired.p,
+            criterion.rule.text, verdict,
         )
-        found += _compared(
-            scores, key, "base", "tuned", a, b, f"point ≥ {GENERAL_LOST}, not worse at 95 %",
-            lambda d: d.value >= GENERAL_LOST and d.high >= 0, lambda d: d.high < 0,
-        )  # fmt: skip
-    a, b = (scores.values("pair", arm, ["control"], lambda row: float(row["margin"] > 0)) for arm in ("base", "tuned"))
-    found += _compared(
-        scores, "P7 control pairs", "base", "tuned", a, b, f"point ≥ {GENERAL_LOST}, not worse at 95 %",
-        lambda d: d.value >= GENERAL_LOST and d.high >= 0, lambda d: d.high < 0,
-    )  # fmt: skip
-    return found
+    ]  # fmt: skip
 
 
-def _p7_prose(texts: Sequence[Row], scores: Scores) -> list[Claim]:
-    """Bits per byte of prose, relative to the base; resampled by windows."""
+def _knows_more(scores: Scores) -> list[Claim]:
+    """P1, the first endpoint: T1 claim recall above the better of the base's two ways of being asked."""
+    means = {
+        arm: fmean(value for value, _cluster in values.values())
+        for arm in ("base", "prompted")
+        if (values := scores.values("open", arm, ("T1",), _recall))
+    }
+    if not means:
+        return []
+    best = max(means, key=means.__getitem__)
+    return judged(scores, Criterion("P1", _recall, ("T1",), GAINS), a=best)
+
+
+def _forgets_no_prose(texts: Sequence[Row], scores: Scores) -> list[Claim]:
+    """P7: bits per byte of prose, relative to the base; resampled by windows."""
     found = []
     for name, most in FORGOTTEN.items():
         base = next((row["windows"] for row in texts if row["arm"] == "base" and row["text"] == name), None)
@@ -262,148 +304,93 @@ def _p7_prose(texts: Sequence[Row], scores: Scores) -> list[Claim]:
         if not base or not tuned:
             continue
         sizes = [float(size) for _bits, size in base]
-        before_bits = [bits for bits, _size in base]
-        after_bits = [fmean(windows[i][0] for windows in tuned) for i in range(len(base))]
-        rate = sum(before_bits) / sum(sizes)
+        before = [float(bits) for bits, _size in base]
+        after = [fmean(windows[i][0] for windows in tuned) for i in range(len(base))]
         key = f"P7 prose {name}"
-        paired = paired_difference(before_bits, after_bits, scores._rng(key), weights=sizes)
-        relative = _scaled(paired.difference, 1 / rate)
-        before = bootstrap_mean(before_bits, scores._rng(key), weights=sizes)
-        after = bootstrap_mean(after_bits, scores._rng(key), weights=sizes)
-        worse = (relative.value or 0) > most
-        verdict = Verdict.WORSE if worse else Verdict.SHOWN
-        found.append(Claim(key, "base", "tuned", len(base), before, after, relative, paired.p, f"≤ +{most:.0%}", verdict))
+        paired = paired_difference(before, after, scores.rng(key), weights=sizes)
+        relative = _scaled(paired.difference, sum(sizes) / sum(before))
+        shown = relative.value is not None and relative.value <= most
+        found.append(
+            Claim(
+                key, "base", "tuned", len(base),
+                bootstrap_mean(before, scores.rng(f"{key} before"), weights=sizes),
+                bootstrap_mean(after, scores.rng(f"{key} after"), weights=sizes),
+                relative, paired.p, f"≤ +{most:.0%}", Verdict.SHOWN if shown else Verdict.WORSE,
+            )
+        )  # fmt: skip
     return found
 
 
-def _p8(scores: Scores) -> list[Claim]:
-    """The five criteria of the project's beginning, on T1 and T2, as one family; each also at equal length."""
-    found = []
-    for name in CRITERIA:
-        pick: Pick = lambda row, name=name: row[name]  # noqa: E731
-        found += _arms(
-            scores, f"P8 {name}", "base", "tuned", ["T1", "T2"], pick,
-            "Holm p < 0.05, and at equal length > 0", lambda d: d.low > 0, lambda d: d.high < 0,
-        )  # fmt: skip
-    adjusted = holm([claim.p if claim.p is not None else 1.0 for claim in found])
+def _scaled(value: Interval, by: float) -> Interval:
+    value_, low, high = (None if end is None else end * by for end in (value.value, value.low, value.high))
+    return Interval(value_, low, high, value.n)
+
+
+def _five(scores: Scores) -> list[Claim]:
+    """P8: the five criteria of the project's beginning, as one family; each must hold at equal length too."""
+    found = [claim for criterion in FIVE for claim in judged(scores, criterion)]
     result = []
-    for claim, p in zip(found, adjusted, strict=True):
-        even = _at_equal_length(scores, claim.key.removeprefix("P8 "))
-        shown = claim.verdict is Verdict.SHOWN and p < ALPHA and even is not None and even > 0
-        verdict = Verdict.SHOWN if shown else claim.verdict if claim.verdict is Verdict.WORSE else Verdict.NOT_SHOWN
-        rule = f"{claim.rule}; at equal length {even:+.3f}" if even is not None else claim.rule
+    for claim, p in zip(found, holm([1.0 if claim.p is None else claim.p for claim in found]), strict=True):
+        even = gain_at_equal_length(scores, claim.key.removeprefix("P8 "))
+        verdict = claim.verdict
+        if verdict is Verdict.SHOWN and (p >= ALPHA or even is None or even <= 0):
+            verdict = Verdict.NOT_SHOWN
+        if verdict is Verdict.WORSE and p >= ALPHA:
+            verdict = Verdict.NOT_SHOWN
+        rule = "Holm p < 0.05, > 0 at equal length" + ("" if even is None else f" ({even:+.3f})")
         result.append(dataclasses.replace(claim, p=p, verdict=verdict, rule=rule))
     return result
 
 
-def _at_equal_length(scores: Scores, name: str) -> float | None:
-    """Return the gain that is left when the length of the answers is taken out: the intercept of a regression.
+def gain_at_equal_length(scores: Scores, name: str) -> float | None:
+    """Return the gain in one of the five criteria that is left when the length of the answers is taken out.
 
-    The difference of each pair of answers is regressed on the difference of their log lengths; what remains at no
-    difference of length is the gain.
+    The difference of each pair of answers is regressed on the difference of their log lengths in words; what remains
+    where the lengths are equal is the gain. None with fewer than three pairs.
     """
-    arms = [
-        scores.values("open", arm, ["T1", "T2"], lambda row: row[name])
-        | {}
-        for arm in ("base", "tuned")
-    ]
-    lengths = [
-        scores.values("open", arm, ["T1", "T2"], lambda row: float(np.log1p(row["words"]))) for arm in ("base", "tuned")
-    ]
-    shared = [item for item in arms[0] if item in arms[1]]
+    base, tuned = (scores.values("open", arm, ("T1", "T2"), _number(name)) for arm in ("base", "tuned"))
+    short, long = (
+        scores.values("open", arm, ("T1", "T2"), lambda row: math.log1p(row["words"])) for arm in ("base", "tuned")
+    )
+    shared = [item for item in base if item in tuned]
     if len(shared) < 3:
         return None
-    gain = np.array([arms[1][item][0] - arms[0][item][0] for item in shared])
-    longer = np.array([lengths[1][item][0] - lengths[0][item][0] for item in shared])
-    if float(longer.std()) < 1e-9:
-        return float(gain.mean())
-    slope = float(np.cov(gain, longer, bias=True)[0, 1] / longer.var())
+    gain = np.array([tuned[item][0] - base[item][0] for item in shared])
+    longer = np.array([long[item][0] - short[item][0] for item in shared])
+    spread = float(longer.var())
+    slope = float(np.cov(gain, longer, bias=True)[0, 1]) / spread if spread > 1e-12 else 0.0
     return float(gain.mean() - slope * longer.mean())
-
-
-# What they are made of
-
-
-def _arms(
-    scores: Scores, key: str, a: str, b: str, splits: Sequence[str], pick: Pick, rule: str, holds: Any, fails: Any
-) -> list[Claim]:
-    first, second = (scores.values("open", arm, splits, pick) for arm in (a, b))
-    return _compared(scores, key, a, b, first, second, rule, holds, fails)
-
-
-def _compared(
-    scores: Scores,
-    key: str,
-    a: str,
-    b: str,
-    first: Mapping[str, tuple[float, str]],
-    second: Mapping[str, tuple[float, str]],
-    rule: str,
-    holds: Callable[[Any], bool],
-    fails: Callable[[Any], bool],
-) -> list[Claim]:
-    """Return the claim, or nothing where one of the arms was not asked."""
-    if not first or not second:
-        return []
-    paired = scores.paired(key, first, second)
-    difference = paired.difference
-    known = difference.low is not None and difference.high is not None
-    verdict = Verdict.NOT_SHOWN
-    if known and holds(difference):
-        verdict = Verdict.SHOWN
-    elif known and fails(difference):
-        verdict = Verdict.WORSE
-    before, after = scores.mean(f"{key} {a}", first), scores.mean(f"{key} {b}", second)
-    return [Claim(key, a, b, difference.n, before, after, difference, paired.p, rule, verdict)]
-
-
-def _nothing() -> Interval:
-    return Interval(None, None, None, 0)
-
-
-def _scaled(value: Interval, by: float) -> Interval:
-    ends = [None if end is None else end * by for end in (value.value, value.low, value.high)]
-    return Interval(*ends, value.n)
 
 
 # The table
 
 MEASURES: dict[str, Pick] = {
     "recall": _recall,
-    "precision": lambda row: row["precision"],
-    "correct": _is("correct"),
-    "partial": _is("partial"),
-    "incorrect": _is("incorrect"),
-    "not attempted": _is("not attempted"),
-    "contradictions": _contradictions,
-    "tokens": lambda row: float(row["tokens"]),
-    **{name: (lambda row, name=name: row[name]) for name in CRITERIA},
-    "stop": lambda row: float(row["stop"] == "end"),
-    "cjk": lambda row: float(row["cjk"]),
-    "repetition": lambda row: float(row["repetition"]),
+    "precision": _number("precision"),
+    **{verdict: _verdict_is(verdict) for verdict in ("correct", "partial", "incorrect", "not attempted")},
+    "contradictions": _number("contradictions"),
+    "tokens": _number("tokens"),
+    **{name: _number(name) for name in CRITERIA},
+    "stop": _ended,
+    "cjk": _number("cjk"),
+    "repetition": _number("repetition"),
 }
+LIKELIHOODS: tuple[tuple[str, str, Pick], ...] = (
+    ("choice", "choices", _number("right")),
+    ("choice", "brier", _number("brier")),
+    ("pair", "pairs", _prefers),
+    ("pair", "pairs, bare", lambda row: float(row["margin_bare"] > 0)),
+)
 
 
 def table(scores: Scores) -> list[Cell]:
     """Return every measure of every arm and split."""
+    asked = [("open", arm, name, pick) for arm in scores.arms for name, pick in MEASURES.items()]
+    weighed = [(kind, arm, name, pick) for kind, name, pick in LIKELIHOODS for arm in ("base", "tuned")]
     cells = []
-    splits = sorted({row["split"] for row in scores.rows if row["kind"] == "open"})
-    for arm in scores.arms:
-        for split in splits:
-            for measure, pick in MEASURES.items():
-                values = scores.values("open", arm, [split], pick)
-                if values:
-                    cells.append(Cell(arm, split, measure, scores.mean(f"{arm} {split} {measure}", values)))
-    likelihoods: tuple[tuple[str, str, Pick], ...] = (
-        ("choice", "choices", lambda row: float(row["right"])),
-        ("choice", "brier", lambda row: row["brier"]),
-        ("pair", "pairs", lambda row: float(row["margin"] > 0)),
-        ("pair", "pairs, bare", lambda row: float(row["margin_bare"] > 0)),
-    )
-    for kind, measure, pick in likelihoods:
+    for kind, arm, name, pick in [*asked, *weighed]:
         for split in sorted({row["split"] for row in scores.rows if row["kind"] == kind}):
-            for arm in ("base", "tuned"):
-                values = scores.values(kind, arm, [split], pick)
-                if values:
-                    cells.append(Cell(arm, split, measure, scores.mean(f"{arm} {split} {measure}", values)))
+            values = scores.values(kind, arm, (split,), pick)
+            if values:
+                cells.append(Cell(arm, split, name, scores.mean(f"{arm} {split} {name}", values)))
     return cells

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from znatok.lexicon import Lexicon
 from znatok.language import Sentence, Word, find
+from znatok.lexicon import Lexicon
 
 REACH = 9  # words between a number and the word that says what it is of
 AFTER = 1.5  # a word that follows a number is so much farther than one that stands before it
@@ -167,9 +167,7 @@ def _distance(sentence: Sentence, start: int, end: int, figure: _Figure) -> floa
     return REACH + 1 if border_between(sentence, figure.last, start) else start - figure.last + AFTER
 
 
-def _entity(
-    sentence: Sentence, figure: _Figure, named: Sequence[tuple[int, str]], lexicon: Lexicon
-) -> frozenset[str]:
+def _entity(sentence: Sentence, figure: _Figure, named: Sequence[tuple[int, str]], lexicon: Lexicon) -> frozenset[str]:
     """Return what a number is said of: «у ASA» right after it, else the last thing named before, else the next one."""
     before = [name for at, name in named if at < figure.first]
     at, following = next(((at, name) for at, name in named if at > figure.last), (0, ""))
