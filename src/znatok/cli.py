@@ -164,15 +164,20 @@ def eval_verb(words: list[str]) -> int:
     args = parser.parse_args(words)
     if args.limit < 0:
         raise UsageError("--limit {value}: expected a whole number, 0 or more", value=args.limit)
-    from znatok.eval.evaluate import examine
-    from znatok.eval.proof_text import markdown
+    from znatok.exam.examine import examine
+    from znatok.exam.text import markdown
     from znatok.logs import say
     from znatok.runs import find
 
     runs = [find(name) for name in args.runs or [None]]
     proof = examine(runs, args)
     show(proof.to_json(), [markdown(proof, "ru" if russian() else "en")], as_json=args.json)
-    say(_("everything is in {path}: report.html, items.jsonl, proof.json", path=runs[0].path / "eval"))
+    say(
+        _(
+            "everything is in {path}: report.ru.html, report.en.html, items.jsonl, proof.json",
+            path=runs[0].path / "eval",
+        )
+    )
     return 0
 
 

@@ -1,11 +1,11 @@
 """What a print costs, computed and shown: a language model that does sums in its head gets them wrong.
 
-    material     = mass / 1000 × price of a kilogram
-    electricity  = power / 1000 × hours × tariff
-    depreciation = price of the printer / its life × hours
-    labour       = hours of work × rate
-    cost         = (material + electricity + depreciation + labour + overhead) / (1 − share of failed prints)
-    price        = cost × (1 + markup)
+material     = mass / 1000 × price of a kilogram
+electricity  = power / 1000 × hours × tariff
+depreciation = price of the printer / its life × hours
+labour       = hours of work × rate
+cost         = (material + electricity + depreciation + labour + overhead) / (1 − share of failed prints)
+price        = cost × (1 + markup)
 """
 
 from collections.abc import Mapping, Sequence

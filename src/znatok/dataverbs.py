@@ -211,7 +211,7 @@ def find_leaks(args: Any) -> int:
 def tests_of(path: Path) -> list[Pair]:
     """Return the questions of a test file, of pairs or of items, with their lines and facts."""
     from znatok.data.load import read_pairs
-    from znatok.eval.items import read_items
+    from znatok.exam.items import read_items
 
     first = next(iter(read_jsonl(path)), {}) if path.is_file() else {}
     if "prompt" in first:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from znatok.eval.claims import Hit, Verdict, score
-from znatok.eval.items import NumberClaim, read_items
+from znatok.exam.claims import Hit, Verdict, score
+from znatok.exam.items import NumberClaim, read_items
 from znatok.lexicon import load_lexicon
 
 EVAL = Path(__file__).parents[2] / "data" / "eval"

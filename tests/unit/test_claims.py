@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from znatok.eval.claims import Hit, Verdict, keeps_form, score
-from znatok.eval.criteria import criteria
-from znatok.eval.items import Check, Forbidden, NumberClaim, OpenItem, TermClaim
-from znatok.quantities import mentions
+from znatok.exam.claims import Hit, Verdict, keeps_form, score
+from znatok.exam.criteria import criteria
+from znatok.exam.items import Check, Forbidden, NumberClaim, OpenItem, TermClaim
 from znatok.lexicon import load_lexicon
+from znatok.quantities import mentions
 
 LEXICON = load_lexicon(Path(__file__).parents[2] / "data" / "eval" / "lexicon.toml")
 

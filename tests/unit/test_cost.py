@@ -11,7 +11,16 @@ from znatok.errors import UsageError
 
 FACTS = Path(__file__).parents[2] / "data" / "facts.jsonl"
 VALUES = {f["id"]: f["values"] for f in map(json.loads, FACTS.read_text(encoding="utf-8").splitlines())}
-ROUBLES = {"mass": 50, "price": 1500, "hours": 5, "power": 150, "tariff": 6, "printer": 40000, "labour": 0.5, "rate": 400}
+ROUBLES = {
+    "mass": 50,
+    "price": 1500,
+    "hours": 5,
+    "power": 150,
+    "tariff": 6,
+    "printer": 40000,
+    "labour": 0.5,
+    "rate": 400,
+}
 
 
 def test_the_rouble_example_of_the_facts():
@@ -51,11 +60,19 @@ def test_what_is_missing_is_named():
         ),
         (
             "ru",
-            ["Посчитай себестоимость вазы", "120 г, 1400 р/кг", "печать 9 ч, тариф 6 ₽ за кВт·ч, брак 10 %, наценка 30 %"],
+            [
+                "Посчитай себестоимость вазы",
+                "120 г, 1400 р/кг",
+                "печать 9 ч, тариф 6 ₽ за кВт·ч, брак 10 %, наценка 30 %",
+            ],
             {"mass": 120, "price": 1400, "hours": 9, "tariff": 6, "failed": 10, "markup": 30},
         ),
         ("ru", ["Какая цена у детали на 0,2 кг?"], {"mass": 200}),
-        ("en", ["How much does it cost to print 80 g at 22 $/kg in 90 minutes?"], {"mass": 80, "price": 22, "hours": 1.5}),
+        (
+            "en",
+            ["How much does it cost to print 80 g at 22 $/kg in 90 minutes?"],
+            {"mass": 80, "price": 22, "hours": 1.5},
+        ),
     ],
 )
 def test_requests_in_words(language, lines, known):
@@ -66,7 +83,12 @@ def test_requests_in_words(language, lines, known):
 
 @pytest.mark.parametrize(
     "line",
-    ["Какой пластик выбрать?", "Из чего складывается себестоимость?", "При какой температуре печатать PLA?", "Стоит ли сушить 1 кг?"],
+    [
+        "Какой пластик выбрать?",
+        "Из чего складывается себестоимость?",
+        "При какой температуре печатать PLA?",
+        "Стоит ли сушить 1 кг?",
+    ],
 )
 def test_other_questions_are_for_the_model(line):
     assert not CostRequest("ru").take(line)

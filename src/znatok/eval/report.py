@@ -75,7 +75,7 @@ def render_report(
         head=summary.head(language),
         table=list(zip(summary.cells(language), (row.verdict for row in summary.rows), strict=True)),
         facts=run_facts(manifest, language) + _training_facts(metrics_rows, language),
-        images=[(words.get("image." + name, name), _data_uri(path)) for name, path in images.items()],
+        images=[(words.get("image." + name, name), data_uri(path)) for name, path in images.items()],
         sections=[
             (words["set." + kind], [(question, _groups(question, words)) for question in asked])
             for kind, asked in sections.items()
@@ -94,7 +94,8 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _data_uri(path: Path) -> str:
+def data_uri(path: Path) -> str:
+    """Return a PNG picture as an address that holds it."""
     data = path.read_bytes()
     if not data.startswith(PNG):
         raise DataError("{path}: not a PNG picture", path=path)

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 
 from znatok.eval import metrics
-from znatok.eval.claims import Hit, Scored, score
-from znatok.eval.items import OpenItem, TermClaim
+from znatok.exam.claims import Hit, Scored, score
+from znatok.exam.items import OpenItem, TermClaim
 from znatok.language import Sentence, is_directive, is_predicate
 from znatok.lexicon import Lexicon
 
@@ -30,7 +30,7 @@ def criteria(item: OpenItem, answer: str, scored: Scored, lexicon: Lexicon) -> d
     Args:
         item: the question and its key; one that expects an admission has no criteria.
         answer: the text.
-        scored: what :func:`znatok.eval.claims.score` made of it.
+        scored: what :func:`znatok.exam.claims.score` made of it.
         lexicon: the language and the field.
     """
     if item.expects == "abstain" or item.check is not None:

@@ -14,13 +14,15 @@ from typing import Any
 from znatok.config import EngineOptions, ModelOptions, SampleOptions, TrainConfig
 from znatok.errors import DataError, _
 from znatok.eval import metrics
-from znatok.eval.arms import ARMS, Arm, Store, ask, fingerprint, identity, request
-from znatok.eval.claims import score
-from znatok.eval.criteria import criteria
-from znatok.eval.items import Items, OpenItem, read_items
-from znatok.eval.likelihood import bits_per_byte, choose, prefer
-from znatok.eval.proof import Proof, prove
-from znatok.eval.proof_text import markdown
+from znatok.exam.arms import ARMS, Arm, Store, ask, fingerprint, identity, request
+from znatok.exam.claims import score
+from znatok.exam.criteria import criteria
+from znatok.exam.figures import forest, reliability, verdict_bars
+from znatok.exam.items import Items, OpenItem, read_items
+from znatok.exam.likelihood import bits_per_byte, choose, prefer
+from znatok.exam.proof import Proof, prove
+from znatok.exam.report import render_proof
+from znatok.exam.text import markdown
 from znatok.expert import Expert, Voice, open_expert
 from znatok.files import cache_home, sha256, write_json, write_jsonl, write_text
 from znatok.lexicon import Lexicon, load_lexicon
@@ -324,8 +326,20 @@ def examine(runs: Sequence[Run], args: Any) -> Proof:
     with held(runs[0]):
         result = evaluate(runs, what, args.dtype)
         proof = prove(result.rows, result.texts, what.seed)
-        folder = runs[0].path / "eval"
-        write_jsonl(folder / "items.jsonl", result.rows)
-        write_json(folder / "proof.json", {"facts": result.facts, **proof.to_json()})
-        write_text(folder / "proof.md", markdown(proof, "en"))
+        write_proof(runs[0].path / "eval", result, proof)
     return proof
+
+
+def write_proof(folder: Path, result: Result, proof: Proof) -> None:
+    """Write everything a reader may ask for: each item, each number, pictures, the report in both languages."""
+    write_jsonl(folder / "items.jsonl", result.rows)
+    write_json(folder / "proof.json", {"facts": result.facts, **proof.to_json()})
+    for language in ("en", "ru"):
+        images = {name: folder / f"{name}.{language}.png" for name in ("forest", "verdicts", "reliability")}
+        forest(proof, images["forest"], language)
+        verdict_bars(proof, images["verdicts"], language)
+        if any(row["kind"] == "choice" for row in result.rows):
+            reliability(result.rows, images["reliability"], language)
+        shown = {name: path for name, path in images.items() if path.is_file()}
+        write_text(folder / f"proof.{language}.md", markdown(proof, language))
+        write_text(folder / f"report.{language}.html", render_proof(proof, result.rows, result.facts, shown, language))

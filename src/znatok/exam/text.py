@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from znatok.eval.labels import NOTHING, interval, labels, number
-from znatok.eval.proof import Cell, Claim, Proof
+from znatok.exam.proof import Cell, Claim, Proof
 
 SHOWN_MEASURES = ("recall", "correct", "incorrect", "not attempted", "contradictions", "precision", "stop", "tokens")
 LIKELIHOODS = ("choices", "brier", "pairs", "pairs, bare")

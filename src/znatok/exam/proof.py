@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from znatok.eval.criteria import CRITERIA
 from znatok.eval.stats import Interval, PairedResult, bootstrap_mean, holm, paired_difference, wilson
 from znatok.eval.summary import Verdict
+from znatok.exam.criteria import CRITERIA
 
 GAIN = 0.15  # of claim recall on T1, at least
 CONTRADICTIONS, CONTRADICTIONS_FAR = 0.02, 0.05  # more per answer than the base, at most
@@ -250,7 +250,7 @@ def prove(rows: Iterable[Row], texts: Sequence[Row], seed: int) -> Proof:
 
     Args:
         rows: of ``eval/items.jsonl``.
-        texts: bits per byte, see :class:`znatok.eval.evaluate.Result`.
+        texts: bits per byte, see :class:`znatok.exam.examine.Result`.
         seed: of the intervals and tests.
     """
     scores = Scores(rows, seed)

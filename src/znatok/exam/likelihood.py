@@ -12,7 +12,7 @@ from typing import Any
 
 from znatok.data.schema import Pair
 from znatok.errors import DataError
-from znatok.eval.items import ChoiceItem, PairItem
+from znatok.exam.items import ChoiceItem, PairItem
 from znatok.model.score import answer_losses, group_losses
 from znatok.tokens.chat import ChatFormat, dialogue
 from znatok.tokens.encode import Example
@@ -31,12 +31,14 @@ class Chosen:
         right: the right option is the likeliest one, loss per byte (languages take different numbers of tokens).
         right_whole: the same by the loss of the whole option.
         probability: of the right option among all, by the whole option.
+        confidence: of the likeliest option.
         brier: sum of squared errors of those probabilities, 0 to 2.
     """
 
     right: bool
     right_whole: bool
     probability: float
+    confidence: float
     brier: float
 
 
@@ -58,6 +60,7 @@ def _chosen(item: ChoiceItem, losses: Sequence[float]) -> Chosen:
         right=min(range(len(losses)), key=per_byte.__getitem__) == item.answer,
         right_whole=min(range(len(losses)), key=losses.__getitem__) == item.answer,
         probability=shares[item.answer],
+        confidence=max(shares),
         brier=sum((share - (i == item.answer)) ** 2 for i, share in enumerate(shares)),
     )
 

@@ -13,10 +13,10 @@ from enum import StrEnum
 from typing import Any
 
 from znatok.eval import metrics
-from znatok.eval.items import CHECKS, Check, NumberClaim, OpenItem, TermClaim
-from znatok.quantities import Mention, border_between, figures, mentions
+from znatok.exam.items import CHECKS, Check, NumberClaim, OpenItem, TermClaim
 from znatok.language import Sentence, Word, can_be_denied, find, phrase, sentences
 from znatok.lexicon import Lexicon
+from znatok.quantities import Mention, border_between, figures, mentions
 
 ENOUGH, TOO_LITTLE = 0.6, 0.3  # recall from which an answer is right, and below which it is wrong
 WIDE = 2.0  # a range wider than so many keys says nothing

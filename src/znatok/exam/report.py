@@ -1,0 +1,145 @@
+"""The proof as one HTML file: claims, arms, pictures, best and worst answers, and every item behind a number."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from znatok.eval.labels import NOTHING, interval, labels
+from znatok.eval.records import visible
+from znatok.eval.report import data_uri
+from znatok.exam.proof import Proof, Row
+from znatok.exam.text import LIKELIHOODS, SHOWN_MEASURES, claim_cells
+
+SHOWN_EXTREMES = 10
+CRITERIA_MEASURES = ("accuracy", "specificity", "structure", "practical", "terminology")
+
+
+class _Table(NamedTuple):
+    """One split: its name, the captions, and a row of (text, link) for each arm."""
+
+    split: str
+    head: list[str]
+    rows: list[list[tuple[str, str]]]
+
+
+class _Item(NamedTuple):
+    """One question with the answers of all arms and runs."""
+
+    id: str
+    split: str
+    question: str
+    reference: str
+    answers: list[Row]
+
+
+def render_proof(
+    proof: Proof, rows: Sequence[Row], facts: Mapping[str, Any], images: Mapping[str, Path], language: str = "ru"
+) -> str:
+    """Return the report as one HTML document.
+
+    What models wrote is untrusted: it is escaped, stripped of control characters, and the page's policy forbids
+    scripts and every address but the pictures inside the file.
+
+    Args:
+        proof: claims and table.
+        rows: of ``eval/items.jsonl``.
+        facts: models, adapters, data, machine, hashes.
+        images: PNG files by caption key.
+        language: of everything but the answers.
+    """
+    words = labels(language)
+    items = _items(rows)
+    return _template().render(
+        language=language,
+        words=words,
+        runs=facts["runs"],
+        facts=_flat_facts(facts),
+        claim_head=[
+            words["proof.claim"], words["proof.arms"], "n", words["proof.before"], words["proof.after"],
+            words["proof.difference"], "p", words["proof.rule"], words["proof.verdict"],
+        ],
+        claims=[(claim_cells(claim, language), claim.verdict) for claim in proof.claims],
+        tables=[
+            table
+            for split in sorted({cell.split for cell in proof.cells})
+            for measures in (SHOWN_MEASURES, CRITERIA_MEASURES, LIKELIHOODS)
+            if (table := _table(proof, split, measures, language)) is not None
+        ],
+        images=[(words[f"image.{name}"], data_uri(path)) for name, path in images.items()],
+        extremes=[(words[f"report.{name}"], chosen) for name, chosen in _extremes(items).items()],
+        items=items,
+    )  # fmt: skip
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    return environment.get_template("report.html.j2")
+
+
+def _table(proof: Proof, split: str, measures: Sequence[str], language: str) -> _Table | None:
+    words = labels(language)
+    found = {(cell.arm, cell.measure): cell.value for cell in proof.cells if cell.split == split}
+    present = [name for name in measures if any(measure == name for _arm, measure in found)]
+    if not present:
+        return None
+    arms = dict.fromkeys(arm for arm, measure in found if measure in present)
+    rows = []
+    for arm in arms:
+        cells = [(words.get(f"arm.{arm}", arm), "")]
+        for name in present:
+            value = found.get((arm, name))
+            digits = 0 if name == "tokens" else 2
+            cells.append((interval(value, digits, language) if value else NOTHING, f"#{split}"))
+        rows.append(cells)
+    return _Table(split, [words["proof.arm"], *(words.get(f"measure.{name}", name) for name in present)], rows)
+
+
+def _items(rows: Sequence[Row]) -> list[_Item]:
+    found: dict[str, _Item] = {}
+    for row in rows:
+        if row["kind"] == "open":
+            item = _Item(row["id"], row["split"], row["question"], row["reference"], [])
+            found.setdefault(row["id"], item).answers.append(row)
+    return sorted(found.values(), key=lambda item: item.split)
+
+
+def _extremes(items: Sequence[_Item]) -> dict[str, list[_Item]]:
+    """Choose the items in which tuning changed the recall most, for the better and for the worse; ties by id."""
+
+    def change(item: _Item) -> float:
+        recalls: dict[str, list[float]] = {"base": [], "tuned": []}
+        for row in item.answers:
+            if row["arm"] in recalls and row["recall"] is not None:
+                recalls[row["arm"]].append(row["recall"] - min(1.0, 0.5 * row["contradictions"]))
+        base, tuned = recalls["base"], recalls["tuned"]
+        return sum(tuned) / len(tuned) - sum(base) / len(base) if base and tuned else 0.0
+
+    ranked = sorted(items, key=lambda item: (-change(item), item.id))
+    better = [item for item in ranked if change(item) > 0][:SHOWN_EXTREMES]
+    worse = [item for item in sorted(items, key=lambda item: (change(item), item.id)) if change(item) < 0]
+    return {"gained": better, "lost": worse[:SHOWN_EXTREMES]}
+
+
+def _flat_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in facts.items():
+        if key == "runs":
+            for run in value:
+                shown = {k: v for k, v in run.items() if k != "options" and v is not None}
+                rows.append((f"run {run['run']}", "; ".join(f"{k} {v}" for k, v in shown.items())))
+        elif isinstance(value, Mapping):
+            rows.append((key, "; ".join(f"{k} {v}" for k, v in value.items() if v is not None)))
+        elif value is not None:
+            rows.append((key, str(value)))
+    return rows
