@@ -1,0 +1,108 @@
+"""A training set built from facts: deterministic, order-free, complete, and clear of the tests."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from znatok.data.clean import leaks, normalised
+from znatok.data.expand import Exposure, Fact, Mixture, expand, read_exposures, read_facts
+from znatok.data.schema import Pair
+from znatok.errors import DataError
+from znatok.lexicon import phrases_of
+
+PHRASES = phrases_of("ru")
+FACTS = {f"f{i}": Fact(f"f{i}", "тема", f"Величина номер {i} равна {i * 7 + 3} мм.") for i in range(6)}
+KINDS = ("direct", "direct", "direct", "verdict", "scenario", "cloze")
+WORDINGS = [
+    Exposure(Pair(f"{kind} {n} про величину {i} {'абвгдежз'[i] * 9}", f"Ответ {i} {n}.", "т", (f"f{i}",)), kind, "w")
+    for i in range(5)
+    for n, kind in enumerate(KINDS)
+]
+UNKNOWN = [
+    Exposure(Pair(f"Что такое {word}?", "Такого не знаю.", "т"), "unknown", "a")
+    for word in ("брямс", "жульк", "квазон", "тырдым", "шмурдяк")
+]
+
+
+def neighbours(_question):
+    return [fact.claim for fact in FACTS.values()]
+
+
+def built(exposures, tests=(), **rule):
+    return expand(FACTS, exposures, tests, neighbours, PHRASES, Mixture(informed=5, **rule))
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_what_is_read_changes_nothing(draw):
+    mixed = [*WORDINGS, *UNKNOWN]
+    draw.shuffle(mixed)
+    assert built(mixed) == built([*WORDINGS, *UNKNOWN])
+
+
+def test_another_seed_draws_another_order():
+    one, other = built(WORDINGS), built(WORDINGS, seed=7)
+    assert [e.pair.prompt for e in one.train] != [e.pair.prompt for e in other.train]
+
+
+def test_every_fact_is_met_and_a_fact_without_wordings_is_made_into_some():
+    made = built(WORDINGS)
+    assert {name for one in made.train for name in one.pair.fact_ids} == set(FACTS)
+    own = [one for one in made.train if one.pair.fact_ids == ("f5",)]
+    assert {one.kind for one in own} >= {"cloze", "verdict"}
+    gap = next(one for one in own if one.kind == "cloze")
+    assert "___" in gap.pair.prompt
+    assert gap.pair.response == FACTS["f5"].claim
+    lie = [one for one in own if one.kind == "verdict" and FACTS["f5"].claim.rstrip(".") not in one.pair.prompt]
+    assert lie
+    assert all(one.pair.response.endswith(FACTS["f5"].claim) for one in lie)
+
+
+def test_one_direct_wording_of_each_fact_is_kept_for_choosing():
+    made = built(WORDINGS)
+    assert sorted(one.pair.fact_ids[0] for one in made.dev) == [f"f{i}" for i in range(5)]
+    assert not {one.pair.prompt for one in made.dev} & {one.pair.prompt for one in made.train}
+
+
+def test_nothing_that_a_test_asks_is_trained():
+    asked = [Pair(WORDINGS[0].pair.prompt.upper(), ""), Pair(WORDINGS[9].pair.prompt + "!", "")]
+    made = built(WORDINGS, tests=asked)
+    assert made.left_out["asked by a test"] == 2
+    prompts = [Pair(one.pair.prompt.splitlines()[0], "") for one in made.train]
+    assert leaks(prompts, asked) == []
+
+
+def test_equal_questions_are_trained_once():
+    twice = [*WORDINGS, Exposure(Pair(WORDINGS[3].pair.prompt.upper(), "Другой ответ.", "т", ("f0",)), "verdict", "z")]
+    made = built(twice)
+    prompts = [normalised(one.pair.prompt) for one in (*made.train, *made.dev)]
+    assert len(prompts) == len(set(prompts))
+    assert made.left_out == {"asked twice": 1}
+
+
+def test_passages_hold_the_answer_or_say_that_they_do_not():
+    made = built([*WORDINGS, *UNKNOWN])
+    informed = [one for one in made.train if one.kind == "informed"]
+    assert len(informed) == 4
+    for one in informed:
+        claim = FACTS[one.pair.fact_ids[0]].claim
+        (line,) = [line for line in one.pair.prompt.splitlines() if line.endswith(claim)]
+        assert one.pair.response.endswith(line.split(" ", 1)[0])  # «… [2]» cites the passage that answers
+    (without,) = [one for one in made.train if one.kind == "informed without answer"]
+    assert without.pair.response.startswith(PHRASES.absent)
+
+
+def test_the_limit_holds_and_says_what_it_cost():
+    made = built(WORDINGS, most=10)
+    assert len(made.train) == 10
+    assert made.left_out["beyond the limit"] > 0
+
+
+def test_a_wording_of_an_unknown_fact_is_refused(tmp_path):
+    (tmp_path / "facts.jsonl").write_text(
+        '{"id": "f1", "claim": "Один."}\n{"id": "f2", "claim": "Два.", "role": "heldout"}\n'
+    )
+    facts = read_facts(tmp_path / "facts.jsonl")
+    assert list(facts) == ["f1"]
+    (tmp_path / "w.jsonl").write_text('{"prompt": "a", "response": "b", "fact_ids": ["f2"], "kind": "direct"}\n')
+    with pytest.raises(DataError, match=r"w.jsonl:1: fact f2"):
+        read_exposures(tmp_path / "w.jsonl", facts)
