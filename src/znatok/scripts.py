@@ -38,9 +38,15 @@ def run_command(command: Callable[[], int]) -> int:
         return code
 
 
-def train_parser(prog: str) -> config.Parser:
-    """Return the parser of every spelling of train."""
+def train_parser(prog: str, recipe: str = "seed") -> config.Parser:
+    """Return the parser of every spelling of train; ``recipe`` is the one taken where none is named."""
     parser = config.Parser(prog=prog, description=_("Train a LoRA adapter on a file of questions and answers."))
+    parser.add_argument(
+        "--recipe",
+        default=recipe,
+        choices=tuple(config.RECIPES),
+        help=_("options taken together: the original script's, or those that made an expert; flags go before them"),
+    )
     for group in (config.ModelOptions, config.DataOptions, config.LoraOptions, config.TrainOptions):
         config.add_options(parser, group)
     return parser
@@ -48,11 +54,12 @@ def train_parser(prog: str) -> config.Parser:
 
 def train_config(args: Any, argv: Sequence[str]) -> config.TrainConfig:
     """Build the configuration from parsed flags; with ``--resume`` those that ``argv`` leaves out are the run's own."""
+    said = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     stated = config.TrainConfig(
         model=config.from_args(config.ModelOptions, args),
-        data=config.from_args(config.DataOptions, args),
-        lora=config.from_args(config.LoraOptions, args),
-        train=config.from_args(config.TrainOptions, args),
+        data=config.by_recipe(config.from_args(config.DataOptions, args), args.recipe, said),
+        lora=config.by_recipe(config.from_args(config.LoraOptions, args), args.recipe, said),
+        train=config.by_recipe(config.from_args(config.TrainOptions, args), args.recipe, said),
     )
     if not stated.train.resume or stated.train.output_dir is None:
         return stated

@@ -15,11 +15,13 @@ MODEL = {
     ("dtype", "str", "auto", ("auto", "float32", "bfloat16", "int8")),
 }
 TRAIN = MODEL | {
+    ("recipe", "str", "seed", ("seed", "expert")),
     ("data_path", "str", "data.jsonl", None),
     ("max_length", "int", 512, None),
     ("overlong", "str", "shorten", ("shorten", "refuse")),
     ("skip_bad", "bool", False, None),
     ("val_share", "float", 0.1, None),
+    ("val_path", "str", None, None),
     ("system", "str", SYSTEM, None),
     ("use_lora", "bool", True, None),
     ("lora_r", "int", 8, None),
@@ -53,6 +55,7 @@ CHAT = MODEL | {
     ("test_seed", "int", 42, None),
     ("questions", "str", None, None),
     ("system", "str", None, None),
+    ("knowledge", "str", None, None),
     ("base", "switch", False, None),
     ("engine", "str", "auto", ("auto", "torch", "llamacpp")),
     ("temperature", "float", 0.7, None),
