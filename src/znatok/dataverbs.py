@@ -190,7 +190,7 @@ def find_leaks(args: Any) -> int:
     rows = [
         {"test_file": path.name, **dataclasses.asdict(found)}
         for path in args.against
-        for found in leaks(pairs, tests_of(path))
+        for found in leaks(pairs, questions_of(path))
         if args.facts or found.part != "facts"
     ]
     lines = [
@@ -208,7 +208,7 @@ def find_leaks(args: Any) -> int:
     return DataError.exit_code if rows else 0
 
 
-def tests_of(path: Path) -> list[Pair]:
+def questions_of(path: Path) -> list[Pair]:
     """Return the questions of a test file, of pairs or of items, with their lines and facts."""
     from znatok.data.load import read_pairs
     from znatok.exam.items import read_items
@@ -256,7 +256,7 @@ def expand_data(args: Any) -> int:
 
     facts = read_facts(args.facts)
     exposures = [one for path in args.wordings for one in read_exposures(path, facts)]
-    tests = [test for path in args.against for test in tests_of(path)]
+    tests = [test for path in args.against for test in questions_of(path)]
     knowledge = Knowledge([Passage(fact.claim, fact.id) for fact in facts.values()])
     made = expand(
         facts,
