@@ -156,6 +156,8 @@ def eval_verb(words: list[str]) -> int:
         "--knowledge", type=Path, metavar="FILE", help=_("passages for the arms that may look things up")
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help=_("only the first items of each split"))
+    parser.add_argument("--blind", type=Path, metavar="FILE", help=_("write 60 blinded answers to be labelled, as CSV"))
+    parser.add_argument("--labels", type=Path, metavar="FILE", help=_("the labelled sheet: report the agreement"))
     parser.add_argument("--fresh", action="store_true", help=_("ask everything again, keep nothing that was measured"))
     seed_flag(parser)
     formats = ("auto", "float32", "bfloat16", "int8")

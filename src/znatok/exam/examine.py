@@ -14,6 +14,8 @@ from typing import Any
 from znatok.config import EngineOptions, ModelOptions, SampleOptions, TrainConfig
 from znatok.errors import DataError, _
 from znatok.eval import metrics
+from znatok.eval.labels import interval
+from znatok.exam.agreement import agreement, read_labels, write_sheet
 from znatok.exam.arms import ARMS, Arm, Store, ask, fingerprint, identity, request
 from znatok.exam.claims import score
 from znatok.exam.criteria import criteria
@@ -327,6 +329,14 @@ def examine(runs: Sequence[Run], args: Any) -> Proof:
         result = evaluate(runs, what, args.dtype)
         proof = prove(result.rows, result.texts, what.seed)
         write_proof(runs[0].path / "eval", result, proof)
+        if args.labels:
+            found = agreement(result.rows, read_labels(args.labels), what.seed)
+            write_json(runs[0].path / "eval" / "agreement.json", asdict(found))
+            shown = f"{found.same:.2f}, kappa {interval(found.kappa, 2, 'en')}"
+            say(_("the rules and the person agree: {shown}, n = {n}", shown=shown, n=found.n))
+        if args.blind:
+            write_sheet(result.rows, args.blind, what.seed)
+            say(_("{path}: write correct, partial, incorrect or not attempted beside each answer", path=args.blind))
     return proof
 
 
