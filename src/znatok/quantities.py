@@ -7,7 +7,7 @@ to nothing may be of anything the question asks about.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from znatok.language import Sentence, Word, find
@@ -19,6 +19,7 @@ CLAUSE = 3.0  # a comma, semicolon or bracket between them counts as so many wor
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _TO = r"(?:\s?-\s?|\s?\.\.\.?\s?|\s+(?:до|по|to)\s+)"
+_JOINED = re.compile(r"\s*(?:,|и|или|либо|and|or)\s*", re.IGNORECASE)
 _BORDER = re.compile(r"[,;:()]|\s-\s")
 
 
@@ -99,6 +100,11 @@ def _figures(sentence: Sentence, lexicon: Lexicon) -> list[_Figure]:
         unit = (match["unit"] or match["unit_lo"] or "").strip(" -").lower()
         first, last = _place(sentence.words, match.start("lo")), _place(sentence.words, match.end() - 1)
         found.append(_Figure(*_ends(match), lexicon.unit_names[unit] if unit else None, first, last))
+    for place in reversed(range(len(found) - 1)):  # «50 и 100 мкм»: the unit is said once
+        one, following = found[place], found[place + 1]
+        between = sentence.text[sentence.words[one.last].end : sentence.words[following.first].start]
+        if one.unit is None and _JOINED.fullmatch(between):
+            found[place] = replace(one, unit=following.unit)
     return found
 
 

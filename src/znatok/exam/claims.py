@@ -14,7 +14,7 @@ from typing import Any
 
 from znatok.eval import metrics
 from znatok.exam.items import CHECKS, Check, NumberClaim, OpenItem, TermClaim
-from znatok.language import Sentence, Word, can_be_denied, find, phrase, sentences
+from znatok.language import Sentence, Word, can_be_denied, find, normalise, phrase, sentences
 from znatok.lexicon import Lexicon
 from znatok.quantities import Mention, border_between, figures, mentions
 
@@ -265,7 +265,7 @@ def _says(text: str, read: Sequence[Sentence], lexicon: Lexicon) -> bool:
     own = lexicon.count("negation", [*_words(text)])
     for sentence in read:
         for start, end in find(wanted, sentence.words, gap=1):
-            if "," not in text and border_between(sentence, start, end - 1):
+            if "," not in normalise(text) and border_between(sentence, start, end - 1):
                 continue
             span = sentence.words[max(0, start - DENIES) : end + 1]
             if lexicon.count("negation", span) <= own:
