@@ -6,7 +6,7 @@ import pytest
 
 import helpers
 import tiny
-from znatok import __version__, cli, scripts, verbs
+from znatok import __version__, cli, dataverbs, scripts
 from znatok.errors import (
     DataError,
     GateError,
@@ -245,4 +245,4 @@ def test_resuming_where_no_run_was_started_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("flag", ["--data_path", "--val_share", "--skip_bad"])
 def test_data_show_refuses_flags_it_would_not_obey(flag):
     with pytest.raises(UsageError, match="unrecognized"):
-        verbs.data_verb(["show", flag, "0.1"])
+        dataverbs.data_verb(["show", flag, "0.1"])
