@@ -56,7 +56,7 @@ def mentions(read: Sequence[Sentence], lexicon: Lexicon) -> list[Mention]:
     """
     found = []
     for index, sentence in enumerate(read):
-        named = lexicon.mentions(sentence.words)
+        named, triggers = lexicon.mentions(sentence.words), _triggers(sentence, lexicon)
         for figure in [*_figures(sentence, lexicon), *_numerals(sentence, lexicon)]:
             unit = lexicon.units[figure.unit] if figure.unit else None
             dimension = unit.dimension if unit else None
@@ -66,7 +66,7 @@ def mentions(read: Sequence[Sentence], lexicon: Lexicon) -> list[Mention]:
                     figure.hi,
                     dimension,
                     unit.factor if unit else 1.0,
-                    _property(sentence, figure, dimension, lexicon),
+                    _property(sentence, figure, dimension, triggers),
                     _entity(sentence, figure, named, lexicon),
                     _is_change(sentence, figure, lexicon) or (dimension is None and _is_factor(sentence, figure)),
                     index,
@@ -147,17 +147,35 @@ def _place(words: Sequence[Word], offset: int) -> int:
     return next((i for i, word in enumerate(words) if word.end > offset), len(words) - 1)
 
 
-def _property(sentence: Sentence, figure: _Figure, dimension: str | None, lexicon: Lexicon) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class _Trigger:
+    """Words of a sentence that name a quantity: from ``first`` to ``last``."""
+
+    name: str
+    dimension: str
+    first: int
+    last: int
+
+
+def _triggers(sentence: Sentence, lexicon: Lexicon) -> list[_Trigger]:
+    return [
+        _Trigger(name, quantity.dimension, start, end - 1)
+        for name, quantity in lexicon.properties.items()
+        for wanted in quantity.phrases
+        for start, end in find(wanted, sentence.words, gap=0)
+    ]
+
+
+def _property(
+    sentence: Sentence, figure: _Figure, dimension: str | None, triggers: Sequence[_Trigger]
+) -> frozenset[str]:
     """Return the quantities that the nearest word names; several where one word names several."""
     distances: dict[str, float] = {}
-    for name, quantity in lexicon.properties.items():
-        if dimension is not None and quantity.dimension != dimension:
-            continue
-        for wanted in quantity.phrases:
-            for start, end in find(wanted, sentence.words, gap=0):
-                away = _distance(sentence, start, end - 1, figure)
-                if away <= REACH and away < distances.get(name, REACH + 1):
-                    distances[name] = away
+    for trigger in triggers:
+        if dimension is None or trigger.dimension == dimension:
+            away = _distance(sentence, trigger.first, trigger.last, figure)
+            if away <= REACH and away < distances.get(trigger.name, REACH + 1):
+                distances[trigger.name] = away
     nearest = min(distances.values(), default=0.0)
     return frozenset(name for name, away in distances.items() if away == nearest)
 
