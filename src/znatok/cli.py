@@ -72,6 +72,21 @@ def plan_verb(words: list[str]) -> int:
     return 0
 
 
+def search_verb(words: list[str]) -> int:
+    """Look for a better recipe."""
+    from znatok.train.search import SearchOptions, search, table
+
+    parser = train_parser("znatok search", "expert")
+    parser.description = _("Look for a better recipe; what a flag states is fixed, the rest is searched.")
+    config.add_options(parser, SearchOptions)
+    json_flag(parser)
+    args = parser.parse_args(words)
+    stated = config.explicit(words, config.TrainOptions) | config.explicit(words, config.LoraOptions)
+    trials = search(train_config(args, words), config.from_args(SearchOptions, args), stated)
+    show([dataclasses.asdict(trial) for trial in trials], [table(trials)], as_json=args.json)
+    return 0
+
+
 def chat_verb(words: list[str]) -> int:
     """Talk; the newest run speaks unless a base or another run is named."""
     parser = chat_parser("znatok chat")
@@ -158,6 +173,14 @@ def eval_verb(words: list[str]) -> int:
     parser.add_argument("--limit", type=int, default=0, metavar="N", help=_("only the first items of each split"))
     parser.add_argument("--blind", type=Path, metavar="FILE", help=_("write 60 blinded answers to be labelled, as CSV"))
     parser.add_argument("--labels", type=Path, metavar="FILE", help=_("the labelled sheet: report the agreement"))
+    judging = parser.add_argument_group(_("Judge"))
+    judging.add_argument(
+        "--judge", metavar="URL", help=_("have another model compare: an OpenAI-compatible address; decides no claim")
+    )
+    judging.add_argument("--judge_model", "--judge-model", metavar="NAME", default="", help=_("which model there"))
+    judging.add_argument(
+        "--judge_items", "--judge-items", type=int, default=60, metavar="N", help=_("pairs of answers it compares")
+    )
     parser.add_argument("--fresh", action="store_true", help=_("ask everything again, keep nothing that was measured"))
     seed_flag(parser)
     formats = ("auto", "float32", "bfloat16", "int8")
@@ -166,6 +189,8 @@ def eval_verb(words: list[str]) -> int:
     args = parser.parse_args(words)
     if args.limit < 0:
         raise UsageError("--limit {value}: expected a whole number, 0 or more", value=args.limit)
+    if args.judge_items < 1:
+        raise UsageError("--judge_items {value}: expected a whole number, 1 or more", value=args.judge_items)
     from znatok.exam.examine import examine
     from znatok.exam.text import markdown
     from znatok.logs import say
@@ -216,9 +241,13 @@ def publish_verb(words: list[str]) -> int:
     parser.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help=_("repository with README.md"))
     args = parser.parse_args(words)
     from znatok.eval.publish import publish
+    from znatok.exam.publish import publish_proof
     from znatok.runs import find
 
-    for path in publish(find(args.run).path, args.repo):
+    run = find(args.run).path
+    examined, compared = (run / "eval" / "proof.json").is_file(), (run / "compare" / "summary.json").is_file()
+    written = publish_proof(run, args.repo) if examined else []
+    for path in [*written, *(publish(run, args.repo) if compared or not examined else [])]:
         print(path)
     return 0
 
@@ -249,6 +278,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "demo": (demo_verb, "train on data.jsonl and compare: the whole job"),
     "train": (train_verb, "train an adapter"),
     "plan": (plan_verb, "what training would take, without training"),
+    "search": (search_verb, "look for a better recipe on a part of the facts"),
     "chat": (chat_verb, "talk with the base or the tuned model"),
     "ask": (ask_verb, "answer one question"),
     "compare": (compare_verb, "ask base and tuned the same, and measure both"),

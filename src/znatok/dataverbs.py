@@ -237,9 +237,12 @@ def _add_expand(parser: Any) -> None:
         help=_("pairs written by people, with their kinds"),
     )
     parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="FILE", help=_("tests: pairs or items"))
+    parser.add_argument(
+        "--strangers", type=Path, metavar="FILE", help=_("invented names to put in the place of known ones, TOML")
+    )
     parser.add_argument("--language", default="ru", help=_("of what is made from facts: ru or en"))
     parser.add_argument(
-        "--informed", type=int, default=200, metavar="N", help=_("pairs with passages before the question")
+        "--informed", type=int, default=160, metavar="N", help=_("pairs with passages before the question")
     )
     parser.add_argument("--most", type=int, default=3000, metavar="N", help=_("pairs at most"))
     parser.add_argument("--seed", type=int, default=42, help=_("draws the order, and what is made of what"))
@@ -250,7 +253,7 @@ def _add_expand(parser: Any) -> None:
 
 def expand_data(args: Any) -> int:
     """Write a training set, and the wordings kept for choosing between recipes."""
-    from znatok.data.expand import Mixture, expand, read_exposures, read_facts
+    from znatok.data.expand import Mixture, Strangers, expand, read_exposures, read_facts, read_strangers
     from znatok.lexicon import phrases_of
     from znatok.retrieve import Knowledge, Passage
 
@@ -265,6 +268,7 @@ def expand_data(args: Any) -> int:
         lambda question: [passage.text for passage in knowledge.search(question, 12)],
         phrases_of(args.language),
         Mixture(informed=args.informed, most=args.most, seed=args.seed),
+        read_strangers(args.strangers) if args.strangers else Strangers(),
     )
     write_jsonl(args.out, [one.to_json() for one in made.train])
     if args.dev:
@@ -272,6 +276,12 @@ def expand_data(args: Any) -> int:
     result = {"pairs": len(made.train), "dev": len(made.dev), "kinds": made.counts(), "left_out": dict(made.left_out)}
     lines = [_("{path}: pairs {count}", path=args.out, count=len(made.train))]
     lines += [f"  {count:5} {kind}" for kind, count in made.counts().items()]
-    lines += [_("left out: {count}, {why}", count=count, why=why) for why, count in made.left_out.items()]
+    reasons = {
+        "asked twice": _("asked twice"),
+        "asked by a test": _("asked by a test"),
+        "more of a kind than asked for": _("more of a kind than asked for"),
+        "beyond the limit": _("beyond the limit"),
+    }
+    lines += [_("left out: {count}, {why}", count=count, why=reasons[why]) for why, count in made.left_out.items()]
     show(result, lines, as_json=args.json)
     return 0

@@ -112,6 +112,15 @@ class Lexicon:
         """Return what a text names."""
         return frozenset(name for sentence in sentences(text) for _place, name in self.mentions(sentence.words))
 
+    def concepts(self, words: Sequence[Word]) -> list[str]:
+        """Return what is named by any of its names: things, quantities and synonyms, each once."""
+        named = [name for _place, name in self.mentions(words)]
+        named += [name for name, row in self.properties.items() if any(find(w, words, gap=0) for w in row.phrases)]
+        named += [
+            name for name, rows in self.synonyms.items() if any(find(w, words, gap=0) for w in (phrase(name), *rows))
+        ]
+        return list(dict.fromkeys(named))
+
     @cached_property
     def unit_pattern(self) -> str:
         """A regular expression of every way to write a unit, the longest first, with the space or hyphen before it."""
@@ -183,6 +192,12 @@ def load_lexicon(path: Path | None, language: str = "ru") -> Lexicon:
         numerals={normalise(word): float(value) for word, value in general["numerals"].items()},
         phrases={kind: tuple(phrase(text) for text in general[kind]) for kind in lists},
     )
+
+
+def lexicon_near(path: Path) -> Path | None:
+    """Return the ``lexicon.toml`` beside a file of questions or passages, or in ``eval/`` beside it, if any."""
+    places = (path.parent / "lexicon.toml", path.parent / "eval" / "lexicon.toml")
+    return next((place for place in places if place.is_file()), None)
 
 
 def of_language(language: str) -> dict[str, Any]:

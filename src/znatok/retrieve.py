@@ -1,7 +1,8 @@
 """Passages that may hold the answer: BM25 over dictionary forms, by the bm25s library.
 
 Any file will do: JSON Lines of facts or of pairs, Markdown or plain text by paragraphs. Every passage keeps the line it
-stands in, so that an answer can be looked up.
+stands in, so that an answer can be looked up. A lexicon of the field makes «пла» and «полилактид» PLA, «дюза» a nozzle:
+people ask in other words than books answer in.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import Any
 from znatok.data.formats import refuse_irregular
 from znatok.data.schema import shown_path
 from znatok.errors import DataError
-from znatok.language import normalise, words_of
+from znatok.language import Word, normalise, words_of
+from znatok.lexicon import Lexicon
 
 TEXT_KEYS = ("claim_ru", "claim", "text", "response")  # the first one a record has is its passage
 LEFT_OUT = "superseded"  # the role of a fact that another one replaces
@@ -29,19 +31,20 @@ class Passage:
 
 
 class Knowledge:
-    """Passages that can be searched."""
+    """Passages that can be searched, with the words of a field where a lexicon gives them."""
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
+    def __init__(self, passages: Sequence[Passage], lexicon: Lexicon | None = None) -> None:
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)
         self.passages = tuple(passages)
+        self._lexicon = lexicon
         self._index = bm25s.BM25()
-        self._index.index([terms(passage.text) for passage in passages], show_progress=False)
+        self._index.index([terms(passage.text, lexicon) for passage in passages], show_progress=False)
 
     def search(self, question: str, count: int = 4) -> list[Passage]:
         """Return the passages nearest to a question, best first; fewer where fewer share a word with it."""
-        wanted = terms(question)
+        wanted = terms(question, self._lexicon)
         count = min(count, len(self.passages))
         known: Any = self._index.vocab_dict
         if not any(term in known for term in wanted):
@@ -79,16 +82,30 @@ def inform(question: str, knowledge: Knowledge, form: str, count: int = 4) -> In
     return Informed(form.format(passages=listed, question=question), found)
 
 
-def terms(text: str) -> list[str]:
-    """Return the dictionary forms of a text's words, one for each word: of several the shortest, then the first."""
-    return [
-        min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form))
-        for word in words_of(normalise(text))
-    ]
+def terms(text: str, lexicon: Lexicon | None = None) -> list[str]:
+    """Return the dictionary forms of a text's words, one for each word: of several the shortest, then the first.
+
+    What a lexicon knows by several names is found under one more term of its own, marked by «@».
+    """
+    if lexicon is None:
+        return [_form(word) for word in words_of(normalise(text))]
+    found = []
+    for sentence in lexicon.read(text):
+        found += [_form(word) for word in sentence.words]
+        found += [f"@{name}" for name in lexicon.concepts(sentence.words)]
+    return found
 
 
-def read_knowledge(path: Path) -> Knowledge:
+def _form(word: Word) -> str:
+    return min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form))
+
+
+def read_knowledge(path: Path, lexicon: Lexicon | None = None) -> Knowledge:
     """Read a file of passages.
+
+    Args:
+        path: the file.
+        lexicon: the words of its field.
 
     Raises:
         DataError: the file can't be read, or holds no text.
@@ -103,7 +120,7 @@ def read_knowledge(path: Path) -> Knowledge:
     passages = _records(path, text) if path.suffix == ".jsonl" else _paragraphs(path, text)
     if not passages:
         raise DataError("{path}: no text in it; expected facts, pairs or paragraphs", path=shown_path(path))
-    return Knowledge(passages)
+    return Knowledge(passages, lexicon)
 
 
 def _records(path: Path, text: str) -> list[Passage]:

@@ -47,7 +47,7 @@ TRAINED, HELD_OUT = cited(ROOT / "data.jsonl"), cited(EVAL / "heldout.jsonl")
 FACTS = {json.loads(line)["id"] for line in (ROOT / "data" / "facts.jsonl").read_text(encoding="utf-8").splitlines()}
 
 
-@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("name", ["t0", *OPEN])
 def test_open_questions_are_formed_alike(name):
     for item in read(name):
         where = item["id"]
@@ -76,7 +76,7 @@ def test_open_questions_are_formed_alike(name):
 
 
 def test_ids_are_unique_and_facts_exist():
-    items = [item for name in (*OPEN, "choices", "minimal_pairs") for item in read(name)]
+    items = [item for name in ("t0", *OPEN, "choices", "minimal_pairs") for item in read(name)]
     twice = [name for name, count in Counter(item["id"] for item in items).items() if count > 1]
     assert twice == []
     assert {fact for item in items for fact in item["fact_ids"]} <= FACTS
@@ -91,6 +91,19 @@ def test_each_split_stands_on_its_own_side_of_what_is_trained():
         elif item["split"] in {"T2", "T3"}:
             assert facts & (HELD_OUT | UNCITED), item["id"]
     assert not (HELD_OUT | UNCITED) & TRAINED
+
+
+def test_memorisation_is_asked_in_the_very_words_of_training():
+    """With the keys T1 has for the same fact, so that the two can be compared."""
+    pairs = {pair["prompt"]: pair for pair in lines(ROOT / "data.jsonl")}
+    known = {item["cluster"]: item["claims"] for item in reversed(read("t1"))}
+    items = read("t0")
+    assert len(items) == 81
+    for item in items:
+        assert pairs[item["question"]]["response"] == item["reference"], item["id"]
+        assert item["fact_ids"][0] in pairs[item["question"]]["fact_ids"], item["id"]
+        assert item["cluster"] in known, item["id"]
+        assert item["claims"] in [other["claims"] for other in read("t1") if other["cluster"] == item["cluster"]]
 
 
 def test_there_are_enough():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from znatok.data.clean import leaks, suspicious
 from znatok.data.load import read_pairs
 from znatok.data.schema import Pair
 from znatok.dataverbs import questions_of
+from znatok.lexicon import load_lexicon
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "data" / "sources"
@@ -80,6 +82,7 @@ def test_facts_that_are_held_out_stand_in_no_source():
 def test_the_large_set_is_what_its_sources_make(tmp_path):
     words = ["data", "expand", "--facts", str(ROOT / "data" / "facts.jsonl"), "--wordings", str(ROOT / "data.jsonl")]
     words += [str(SOURCES / f"{name}.jsonl") for name in ("wordings", "admissions", "general")]
+    words += ["--strangers", str(SOURCES / "strangers.toml")]
     words += ["--against", *map(str, TESTS), "--out", str(tmp_path / "out.jsonl"), "--dev", str(tmp_path / "dev.jsonl")]
     assert main(words) == 0
     assert (tmp_path / "out.jsonl").read_bytes() == (ROOT / "data" / "expanded.jsonl").read_bytes()
@@ -100,6 +103,22 @@ def test_the_size_is_that_of_the_card():
     assert 1500 <= len(rows) <= 3000
     shares = Counter(row["kind"] for row in rows)
     admitting = shares["unknown"] + shares["missing"] + shares["premise"]
-    assert 0.08 <= admitting / len(rows) <= 0.12
-    assert shares["general"] / len(rows) >= 0.12
-    assert shares["informed"] + shares["informed without answer"] == 200
+    assert 0.14 <= admitting / len(rows) <= 0.2
+    assert shares["general"] == 300
+    assert shares["informed"] + shares["informed without answer"] == 160
+
+
+def test_invented_names_are_no_known_things():
+    strangers = tomllib.loads((SOURCES / "strangers.toml").read_text(encoding="utf-8"))
+    lexicon = load_lexicon(EVAL / "lexicon.toml")
+    asked = " ".join(test.prompt for path in TESTS for test in questions_of(path)).casefold()
+    assert len(set(strangers["names"])) == len(strangers["names"]) >= 50
+    for name in strangers["names"]:
+        assert not lexicon.entities_of(name), name
+        assert name.casefold() not in asked, name
+    rows = [row for row in read(ROOT / "data" / "expanded.jsonl") if row["origin"].endswith("invented name")]
+    assert len(rows) >= 100
+    for row in rows:
+        (name,) = [name for name in strangers["names"] if name in row["prompt"]]
+        assert name in row["response"]
+        assert not row["fact_ids"]

@@ -10,7 +10,9 @@ from znatok.exam.items import NumberClaim, read_items
 from znatok.lexicon import load_lexicon
 
 EVAL = Path(__file__).parents[2] / "data" / "eval"
-ITEMS = read_items([EVAL / f"{name}.jsonl" for name in ("t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")])
+ITEMS = read_items(
+    [EVAL / f"{name}.jsonl" for name in ("t0", "t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")]
+)
 LEXICON = load_lexicon(EVAL / "lexicon.toml")
 DOMAIN = [item for item in ITEMS.open if item.split != "T5"]
 

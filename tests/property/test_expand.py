@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from znatok.data.clean import leaks, normalised
-from znatok.data.expand import Exposure, Fact, Mixture, expand, read_exposures, read_facts
+from znatok.data.expand import (
+    Exposure,
+    Fact,
+    Mixture,
+    Strangers,
+    expand,
+    read_exposures,
+    read_facts,
+    read_strangers,
+)
 from znatok.data.schema import Pair
 from znatok.errors import DataError
 from znatok.lexicon import phrases_of
@@ -106,3 +115,42 @@ def test_a_wording_of_an_unknown_fact_is_refused(tmp_path):
     (tmp_path / "w.jsonl").write_text('{"prompt": "a", "response": "b", "fact_ids": ["f2"], "kind": "direct"}\n')
     with pytest.raises(DataError, match=r"w.jsonl:1: fact f2"):
         read_exposures(tmp_path / "w.jsonl", facts)
+
+
+STRANGERS = Strangers(("Торвелан", "Миракс"), ("PLA", "CPE"), ("нейлон",), ("мат",), ("Не знаю, что такое {name}.",))
+NAMED = [
+    Exposure(Pair("Сколько греть PLA?", "200 °C.", "мат/PLA", ("f0",)), "direct", "w"),
+    Exposure(Pair("Чем PLA лучше CPE?", "Дешевле.", "мат/PLA", ("f0",)), "direct", "w"),
+    Exposure(Pair("PLA и Нейлон на складе. Что сушить?", "Нейлон.", "мат/PLA", ("f1",)), "scenario", "w"),
+    Exposure(Pair("Цена PLA, если катушка стоит 900?", "900.", "цена", ("f2",)), "direct", "w"),
+    Exposure(Pair("Как сушить CPE+ правильно?", "Долго.", "мат/CPE", ("f3",)), "direct", "w"),
+]
+
+
+def test_an_invented_name_takes_the_place_of_one_known_thing_only():
+    made = expand(FACTS, NAMED, (), neighbours, PHRASES, Mixture(informed=0), STRANGERS)
+    strangers = [one for one in made.train if one.origin.endswith("invented name")]
+    assert [one.pair.prompt for one in strangers] in (["Сколько греть Торвелан?"], ["Сколько греть Миракс?"])
+    (one,) = strangers
+    name = one.pair.prompt.split()[-1].rstrip("?")
+    assert one.pair.response == f"Не знаю, что такое {name}."
+    assert one.kind == "unknown"
+    assert one.pair.fact_ids == ()
+    assert NAMED[0].pair.prompt in {e.pair.prompt for e in made.train}  # the known one stays beside it
+
+
+def test_of_what_has_no_fact_a_tenth_is_kept_for_choosing_and_no_more_than_asked_is_trained():
+    general = [Exposure(Pair(f"Вопрос {i} про {chr(1072 + i) * 7}", "Да.", "о"), "general", "g") for i in range(30)]
+    made = built([*WORDINGS, *general], general=20)
+    assert sum(one.kind == "general" for one in made.dev) == 3
+    assert made.counts()["general"] == 20
+    assert made.left_out["more of a kind than asked for"] == 7
+
+
+@pytest.mark.parametrize("text", ["names = 1", 'names = ["а"]\ninstead_of = []', "не TOML", None])
+def test_a_file_of_strangers_is_checked(tmp_path, text):
+    path = tmp_path / "s.toml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"s\.toml"):
+        read_strangers(path)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub import ModelCard
 
 import helpers
 import tiny
@@ -12,7 +13,9 @@ from znatok.data.schema import Pair
 from znatok.exam import examine as module
 from znatok.exam.examine import evaluate, plan_examination, write_proof
 from znatok.exam.likelihood import bits_per_byte, choose, prefer
-from znatok.exam.proof import prove
+from znatok.exam.proof import Proof, prove
+from znatok.exam.publish import MARKS
+from znatok.exam.text import claims_table, runs_table
 from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl
 from znatok.model.score import answer_losses, group_losses
@@ -89,24 +92,75 @@ def test_asked_afresh_the_answers_are_the_same(result, run, folder):
     assert again.rows == result.rows
 
 
-def test_everything_is_written(result, tmp_path):
-    write_proof(tmp_path, result, prove(result.rows, result.texts, 1))
-    names = {path.name for path in tmp_path.iterdir()}
+def test_everything_is_written(result, run):
+    proof = prove(result.rows, result.texts, 1)
+    write_proof([run], result, proof)
+    folder = run.path / "eval"
+    names = {path.name for path in folder.iterdir()}
     assert {"items.jsonl", "proof.json", "proof.en.md", "report.ru.html", "forest.en.png", "verdicts.ru.png"} <= names
-    stored = read_json(tmp_path / "proof.json")
+    assert "loss-1.en.png" in names
+    stored = read_json(folder / "proof.json")
     assert stored["facts"]["runs"][0]["run"] == "run"
-    assert read_jsonl(tmp_path / "items.jsonl") == result.rows
-    page = (tmp_path / "report.en.html").read_text(encoding="utf-8")
+    assert Proof.from_json(stored) == proof
+    assert read_jsonl(folder / "items.jsonl") == result.rows
+    page = (folder / "report.en.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert page.count('id="q1-i"') == 1
     assert 'href="#T1"' in page
 
 
-def test_hostile_answers_stay_text(result, tmp_path):
+def test_the_model_card_holds_the_same_numbers(result, run):
+    proof = prove(result.rows, result.texts, 1)
+    write_proof([run], result, proof)
+    card = ModelCard.load(run.path / "README.md")
+    found = {one.metric_name: one for one in card.data.eval_results}
+    assert len(found) == len([claim for claim in proof.claims if claim.after.value is not None])
+    claim = next(claim for claim in proof.claims if claim.key == "P6 stop" and claim.b == "tuned")
+    shown = found["P6 ends its answers, tuned"]
+    assert shown.metric_value == round(claim.after.value, 4)
+    assert shown.metric_args["verdict"] == str(claim.verdict)
+    assert claims_table(proof, "en") in card.text
+    (run.path / "README.md").write_text("мой текст", encoding="utf-8")
+    write_proof([run], result, proof)
+    assert (run.path / "README.md").read_text(encoding="utf-8") == "мой текст"  # a card of one's own stays
+    (run.path / "README.md").unlink()
+
+
+def test_a_proof_is_published_between_its_marks(result, run, tmp_path):
+    write_proof([run], result, prove(result.rows, result.texts, 1))
+    for name in ("README.md", "README.ru.md"):
+        (tmp_path / name).write_text(f"до\n{MARKS[0]}\nстарое\n{MARKS[1]}\nпосле\n", encoding="utf-8")
+    assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 0
+    text = (tmp_path / "README.ru.md").read_text(encoding="utf-8")
+    assert text.startswith("до\n")
+    assert text.endswith("после\n")
+    assert "старое" not in text
+    assert "| P1 знает больше" in text
+    assert str(run.path) not in text
+    assert (tmp_path / "images" / "forest.ru.png").is_file()
+    (tmp_path / "README.md").write_text("без меток", encoding="utf-8")
+    assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 2
+
+
+def test_training_questions_are_asked_bare_and_decide_nothing(run, folder, tmp_path):
+    learnt = {**QUESTIONS[0], "id": "q0", "split": "T0"}
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(q) + "\n" for q in (learnt, *QUESTIONS[:3])), encoding="utf-8")
+    what = module.Examination(**{**vars(planned(folder)), "items": module.read_items([path]), "prose": {}})
+    result = evaluate([run], what, "float32")
+    assert {row["arm"] for row in result.rows if row["id"] == "q0"} == {"base", "tuned"}
+    with_it, without = (
+        prove([row for row in result.rows if row["id"] != left_out], result.texts, 1) for left_out in ("", "q0")
+    )
+    assert with_it.claims == without.claims
+    assert {cell.measure for cell in with_it.cells if cell.split == "T0"} >= {"recall", "memorised", "recited"}
+
+
+def test_hostile_answers_stay_text(result, run):
     rows = [dict(row, text="<script>alert(1)</script>\x1b[2J") if "text" in row else row for row in result.rows]
     changed = module.Result(rows, result.texts, result.facts)
-    write_proof(tmp_path, changed, prove(rows, result.texts, 1))
-    page = (tmp_path / "report.ru.html").read_text(encoding="utf-8")
+    write_proof([run], changed, prove(rows, result.texts, 1))
+    page = (run.path / "eval" / "report.ru.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page
     assert "<script" not in page
     assert "\x1b" not in page
@@ -119,6 +173,9 @@ def test_a_new_adapter_is_measured_anew(result, run, folder, tiny_dir):
     both = evaluate([run, other], planned(folder), "float32")
     assert {row["run"] for row in both.rows if row["arm"] == "tuned"} == {"run", "other"}
     assert sum(row["arm"] == "base" for row in both.rows) == sum(row["arm"] == "base" for row in result.rows)
+    proof = prove(both.rows, both.texts, 1)
+    assert {cell.arm for cell in proof.by_run} == {"run", "other"}
+    assert "| run | other |" in runs_table(proof, "en") or "| other | run |" in runs_table(proof, "en")
     margins = {row["run"]: row["margin"] for row in both.rows if row["kind"] == "pair" and row["arm"] == "tuned"}
     assert margins["run"] != margins["other"]
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from znatok.errors import DataError
+from znatok.lexicon import lexicon_near, load_lexicon
 from znatok.retrieve import Knowledge, Passage, inform, read_knowledge
 
 
@@ -22,6 +23,20 @@ def test_facts_are_found_in_other_grammatical_forms(tmp_path):
     assert best == Passage("PETG сушат при 60–65 °C.", "facts.jsonl:2")
     assert knowledge.search("сопла какой температуры", 1)[0].source == "facts.jsonl:1"
     assert knowledge.search("Сколько лет жирафу?") == []
+
+
+def test_a_lexicon_finds_what_is_called_otherwise(tmp_path):
+    (tmp_path / "lexicon.toml").write_text(
+        'language = "ru"\n[entities]\nPLA = ["PLA", "пла", "полилактид"]\n[synonyms]\n"сопло" = ["дюза"]\n',
+        encoding="utf-8",
+    )
+    facts = tmp_path / "facts.jsonl"
+    rows = [{"claim": f"Сопло для {name} греют сильно."} for name in ("PETG", "ABS", "PLA", "TPU")]
+    facts.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_knowledge(facts).search("дюза под полилактид?") == []
+    found = read_knowledge(facts, load_lexicon(lexicon_near(facts))).search("дюза под полилактид?")
+    assert found[0].source == "facts.jsonl:3"
+    assert lexicon_near(tmp_path / "elsewhere" / "facts.jsonl") is None
 
 
 def test_paragraphs_keep_their_lines(tmp_path):

@@ -8,6 +8,7 @@ when it was met in different forms (Allen-Zhu and Li, arXiv 2309.14316), evenly 
 * made from the facts themselves where no wording covers them: a gap to fill, a true and a false statement;
 * with passages: a question under a few passages of which one answers it, or none (RAFT, arXiv 2403.10131);
 * admissions: invented things, missing data, false premises (R-Tuning, NAACL 2024);
+* strangers: a question about a known thing with an invented one in its place, so that it is the name that decides;
 * general: everything else, so that it is not forgotten.
 
 The result depends on the texts and the seed only, not on the order of files or lines. Nothing that a test asks stands
@@ -17,6 +18,7 @@ in it: what is equal or similar to a test question is left out and counted.
 import hashlib
 import json
 import re
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,12 @@ Neighbours = Callable[[str], Sequence[str]]
 
 NUMBER = re.compile(r"\d+(?:,\d+)?")
 DEV_KIND = "direct"  # of each fact's wordings of this kind one is kept for choosing between recipes
+DEV_OTHERS = ("unknown", "missing", "general")  # and one in ten of these, which have no fact
+ASKED = (
+    "direct",
+    "scenario",
+    "verdict",
+)  # kinds of questions in which a known thing can be replaced by an invented one
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +74,11 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """How much of what: ``informed`` pairs with passages, one in ``empty`` of them without the answer."""
+    """How much of what: at most so many pairs of a kind; one in ``empty`` of those with passages lacks the answer."""
 
-    informed: int = 200
+    strangers: int = 120
+    general: int = 300
+    informed: int = 160
     empty: int = 5
     passages: int = 3
     most: int = 3000
@@ -98,6 +108,39 @@ class Phrases:
     wrong: str
     knowledge: str
     absent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """Invented names, what they may stand for, in which topics, and how one admits not to know them.
+
+    A question that holds a word beginning with one of ``unless`` is left alone: it speaks of more than the name.
+    """
+
+    names: tuple[str, ...] = ()
+    instead_of: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+def read_strangers(path: Path) -> Strangers:
+    """Read invented names from TOML: ``names``, ``instead_of``, ``unless``, ``topics``, ``answers`` with ``{name}``.
+
+    Raises:
+        DataError: the file can't be read, or one of the lists is missing or empty.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        lists = {key: tuple(str(word) for word in table[key]) for key in Strangers.__dataclass_fields__}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=error) from error
+    if not all(lists.values()) or not all("{name}" in answer for answer in lists["answers"]):
+        raise DataError(
+            "{path}: expected names, instead_of, unless, topics and answers, each answer with {{name}}",
+            path=shown_path(path),
+        )
+    return Strangers(**lists)
 
 
 def read_facts(path: Path) -> dict[str, Fact]:
@@ -144,6 +187,7 @@ def expand(
     neighbours: Neighbours,
     phrases: Phrases,
     rule: Mixture,
+    strangers: Strangers = Strangers(),
 ) -> Expanded:
     """Build the training set.
 
@@ -154,13 +198,16 @@ def expand(
         neighbours: finds distracting passages.
         phrases: of the language.
         rule: how much of what.
+        strangers: invented names.
     """
     left_out: Counter[str] = Counter()
     known = _unique(exposures, left_out)
     known = _untested(known, tests, left_out)
     dev, rest = _kept_for_choosing(known, rule.seed)
     covered = {name for one in rest for name in one.pair.fact_ids}
+    rest = _at_most(rest, "general", rule.general, rule.seed, left_out)
     rest += [made for fact in facts.values() if fact.id not in covered for made in _made(fact, phrases, rule.seed)]
+    rest += _unique(_untested(_estranged(rest, strangers, rule), tests, left_out), left_out)
     informed = _informed(facts, rest, neighbours, phrases, rule)
     train = sorted([*rest, *informed], key=lambda one: _draw(rule.seed, one.pair.prompt))
     left_out["beyond the limit"] = max(0, len(train) - rule.most)
@@ -192,7 +239,7 @@ def _untested(exposures: list[Exposure], tests: Sequence[Pair], left_out: Counte
 
 
 def _kept_for_choosing(exposures: list[Exposure], seed: int) -> tuple[list[Exposure], list[Exposure]]:
-    """Take one direct wording of each fact that has three or more of them; a recipe is chosen by these."""
+    """Take what a recipe is chosen by: a direct wording of each fact that has three, a tenth of what has no fact."""
     by_fact: defaultdict[str, list[Exposure]] = defaultdict(list)
     for one in exposures:
         if one.kind == DEV_KIND and one.pair.fact_ids:
@@ -202,8 +249,19 @@ def _kept_for_choosing(exposures: list[Exposure], seed: int) -> tuple[list[Expos
         for _fact, wordings in sorted(by_fact.items())
         if len(wordings) >= 3
     ]
+    for kind in DEV_OTHERS:
+        others = sorted((one for one in exposures if one.kind == kind), key=lambda one: _draw(seed, one.pair.prompt))
+        kept += others[: len(others) // 10]
     chosen = {one.pair.prompt for one in kept}
     return kept, [one for one in exposures if one.pair.prompt not in chosen]
+
+
+def _at_most(exposures: list[Exposure], kind: str, count: int, seed: int, left_out: Counter[str]) -> list[Exposure]:
+    """Keep ``count`` of a kind, by lot."""
+    of_kind = sorted((one for one in exposures if one.kind == kind), key=lambda one: _draw(seed, one.pair.prompt))
+    spare = {one.pair.prompt for one in of_kind[count:]}
+    left_out["more of a kind than asked for"] += len(spare)
+    return [one for one in exposures if one.pair.prompt not in spare]
 
 
 def _made(fact: Fact, phrases: Phrases, seed: int) -> list[Exposure]:
@@ -225,6 +283,29 @@ def _made(fact: Fact, phrases: Phrases, seed: int) -> list[Exposure]:
         Exposure(Pair(prompt, response, fact.topic, (fact.id,)), kind, "made from the fact")
         for kind, prompt, response in made
     ]
+
+
+def _estranged(exposures: Sequence[Exposure], strangers: Strangers, rule: Mixture) -> list[Exposure]:
+    """Put an invented name where a question names one known thing; the answer is that it isn't known."""
+    if not strangers.names:
+        return []
+    known = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, strangers.instead_of))})(?![\w+-])")
+    more = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, strangers.unless))})", re.IGNORECASE)
+    named = [
+        one
+        for one in exposures
+        if one.kind in ASKED
+        and one.pair.topic.startswith(strangers.topics)
+        and len(set(known.findall(one.pair.prompt))) == 1
+        and not more.search(one.pair.prompt)
+    ]
+    made = []
+    for place, one in enumerate(_drawn(named, rule.strangers, rule.seed)):
+        name = strangers.names[place % len(strangers.names)]
+        answer = strangers.answers[_number(rule.seed, one.pair.prompt) % len(strangers.answers)]
+        pair = Pair(known.sub(name, one.pair.prompt), answer.format(name=name), one.pair.topic)
+        made.append(Exposure(pair, "unknown", f"{one.origin}, invented name"))
+    return made
 
 
 def _informed(

@@ -21,6 +21,9 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "proof.title": ("What is shown", "Что доказано"),
     "proof.claims": ("Claims", "Утверждения"),
     "proof.tables": ("All arms", "Все варианты"),
+    "proof.by_run": ("Each training seed by itself", "Каждый прогон обучения по отдельности"),
+    "proof.forgetting": ("What was forgotten", "Что забыто"),
+    "image.loss": ("Loss while training", "Функция потерь при обучении"),
     "proof.items": ("Every question and answer", "Все вопросы и ответы"),
     "image.forest": (
         "Differences with 95 % intervals, each on its own scale",
@@ -92,6 +95,10 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "measure.brier": ("Brier", "Брайер"),
     "measure.pairs": ("truth likelier, as an answer", "правда вероятнее, в ответе"),
     "measure.pairs, bare": ("truth likelier, bare", "правда вероятнее, сама по себе"),
+    "measure.memorised": ("recall above T1", "полнота выше T1"),
+    "measure.recited": ("recites 12 words", "повторяет 12 слов подряд"),
+    "measure.names_field": ("speaks of the field", "говорит о своей области"),
+    "split.T0": ("the training questions word for word", "обучающие вопросы слово в слово"),
     "split.T1": ("trained facts in new words", "выученные факты в новых словах"),
     "split.T2": ("facts that were not trained", "факты, которых не было в обучении"),
     "split.T3": ("topics that were not trained", "темы, которых не было в обучении"),
@@ -203,6 +210,12 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "text.greedy": ("[greedy: always the likeliest token]", "[без случайности: всегда самый вероятный токен]"),
     "text.cut": ("[cut off at the limit of {tokens} tokens]", "[оборван на пределе длины: {tokens} токенов]"),
     "publish.model": ("Model", "Модель"),
+    "publish.proof": (
+        "**Model**: `{model}` (SHA-256 `{sha256}…`, {dtype}); training data SHA-256 `{data}…`; "
+        "training seeds {seeds}; machine: {machine}.",
+        "**Модель**: `{model}` (SHA-256 `{sha256}…`, {dtype}); SHA-256 обучающих данных `{data}…`; "
+        "сиды обучения {seeds}; машина: {machine}.",
+    ),
     "publish.seed": ("one training run, seed {seed}", "один прогон обучения, сид {seed}"),
     "publish.n": ("{n} questions", "вопросов: {n}"),
     "publish.made": (

@@ -43,7 +43,7 @@ def publish(run: Path, repo: Path) -> list[Path]:
     stored = read_json(found)
     summary, manifest = Summary.from_json(stored), cast("Manifest", stored.get("run", {}))
     texts = {
-        repo / name: _renewed(repo / name, results_block(summary, manifest, language))
+        repo / name: renewed(repo / name, results_block(summary, manifest, language))
         for name, language in READMES.items()
     }
     for source, target in copies.items():
@@ -57,7 +57,7 @@ def publish(run: Path, repo: Path) -> list[Path]:
 def results_block(summary: Summary, manifest: Manifest, language: str) -> str:
     """Return what stands between the marks: what was run on what, the table, how to make it again."""
     words = labels(language)
-    facts = {fact.key: _plain(fact.value) for fact in run_facts(manifest, language)}
+    facts = {fact.key: plain(fact.value) for fact in run_facts(manifest, language)}
     model = f"**{words['publish.model']}**: `{facts.get('model_name', '?')}`"
     if "base_sha256" in facts:
         model += f" (SHA-256 `{facts['base_sha256'][:SHOWN_HASH]}…`)"
@@ -73,19 +73,25 @@ def results_block(summary: Summary, manifest: Manifest, language: str) -> str:
     return f"{'; '.join(parts)}.\n\n{summary.markdown(language)}\n{line}"
 
 
-def _renewed(path: Path, block: str) -> str:
+def renewed(path: Path, block: str, marks: tuple[str, str] = (START, END)) -> str:
+    """Return a README with the text between two marks replaced.
+
+    Raises:
+        UsageError: the file or a mark is missing.
+    """
+    start, end = marks
     if not path.is_file():
         raise UsageError("{path}: not found; a repository needs both README.md and README.ru.md", path=path)
     text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise UsageError(
             "{path}: needs one line {start} and one line {end} after it; add them where the results belong",
-            path=path, start=START, end=END,
+            path=path, start=start, end=end,
         )  # fmt: skip
-    before, rest = text.split(START)
-    return f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}"
+    before, rest = text.split(start)
+    return f"{before}{start}\n{block}\n{end}{rest.split(end)[1]}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Make a value from a manifest harmless in Markdown: one line, no code marks, cells, tags or absolute paths."""
     return re.sub(r"\s+", " ", re.sub(r"[`|<>]", "", portable(visible(text)))).strip()

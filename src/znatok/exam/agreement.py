@@ -56,7 +56,7 @@ def blind_sheet(rows: Iterable[Row], seed: int, count: int = 60) -> str:
     """
     rng = np.random.default_rng(seed)
     chosen: list[Row] = []
-    asked = [row for row in rows if row["kind"] == "open" and row["split"] != "T5"]
+    asked = [row for row in rows if row["kind"] == "open" and row["split"] not in {"T0", "T5"}]
     for arm in ("base", "tuned"):
         own = sorted((row for row in asked if row["arm"] == arm), key=key_of)
         if len(own) < count // 2:

@@ -31,6 +31,11 @@ class Arm:
     prompted: bool = False
     informed: bool = False
 
+    @property
+    def bare(self) -> bool:
+        """Tell whether nothing is added to the question and the trained system message."""
+        return not (self.prompted or self.informed)
+
 
 ARMS = (
     Arm("base", Voice.BASE),

@@ -8,12 +8,15 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from znatok.config import EngineOptions, ModelOptions, SampleOptions, TrainConfig
-from znatok.errors import DataError, _
+from znatok.data.load import read_pairs
+from znatok.errors import DataError, UsageError, _
 from znatok.eval import metrics
+from znatok.eval.figures import training_loss
 from znatok.eval.labels import interval
 from znatok.exam.agreement import agreement, read_labels, write_sheet
 from znatok.exam.arms import ARMS, Arm, Store, ask, fingerprint, identity, request
@@ -21,19 +24,22 @@ from znatok.exam.claims import score
 from znatok.exam.criteria import criteria
 from znatok.exam.figures import forest, reliability, verdict_bars
 from znatok.exam.items import Items, OpenItem, read_items
+from znatok.exam.judge import Judge, judge_pairs, pairs_of
 from znatok.exam.likelihood import bits_per_byte, choose, prefer
-from znatok.exam.proof import Proof, prove
+from znatok.exam.memory import recited, runs
+from znatok.exam.proof import MEMORISED, Proof, prove
+from znatok.exam.publish import write_card
 from znatok.exam.report import render_proof
 from znatok.exam.text import markdown
 from znatok.expert import Expert, Voice, open_expert
-from znatok.files import cache_home, sha256, write_json, write_jsonl, write_text
-from znatok.lexicon import Lexicon, load_lexicon
+from znatok.files import cache_home, read_jsonl, sha256, write_json, write_jsonl, write_text
+from znatok.lexicon import Lexicon, lexicon_near, load_lexicon
 from znatok.logs import say
 from znatok.model.machine import machine
 from znatok.retrieve import Knowledge, read_knowledge
 from znatok.runs import Run, held
 
-STANDARD = ("t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")
+STANDARD = ("t0", "t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")
 ANSWER_TOKENS = 256  # of one answer at most
 
 
@@ -49,6 +55,7 @@ class Examination:
         sample: how answers are drawn; greedy.
         seed: of drawing, and of the statistics.
         fresh: ask everything again.
+        taught: runs of words of the answers that were trained, see :mod:`znatok.exam.memory`.
     """
 
     items: Items
@@ -58,6 +65,7 @@ class Examination:
     sample: SampleOptions
     seed: int
     fresh: bool = False
+    taught: frozenset[tuple[str, ...]] = frozenset()
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -85,18 +93,19 @@ def plan_examination(
     if not questions and not standard:
         raise DataError("{path} has no test items beside it: name some with --questions", path=data)
     files = [own / f"{name}.jsonl" for name in STANDARD] if standard else list(questions)
-    near = files[0].parent / "lexicon.toml"
+    words = load_lexicon(lexicon or lexicon_near(files[0]))
     facts = own.parent / "facts.jsonl"
     chosen = knowledge or (facts if standard and facts.is_file() else None)
     prose = {language: own / f"prose_{language}.txt" for language in ("ru", "en")} if standard else {}
     return Examination(
         items=read_items(files).limited(limit),
-        lexicon=load_lexicon(lexicon or (near if near.is_file() else None)),
-        knowledge=read_knowledge(chosen) if chosen else None,
+        lexicon=words,
+        knowledge=read_knowledge(chosen, words) if chosen else None,
         prose={name: path for name, path in prose.items() if path.is_file()} if not limit else {},
         sample=SampleOptions(temperature=0.0, max_new_tokens=ANSWER_TOKENS),
         seed=seed,
         fresh=fresh,
+        taught=runs(pair.response for pair in read_pairs(data, skip_bad=True).pairs) if data.is_file() else frozenset(),
     )
 
 
@@ -120,11 +129,11 @@ class Result:
     facts: dict[str, Any]
 
 
-def evaluate(runs: Sequence[Run], what: Examination, dtype: str = "auto") -> Result:
+def evaluate(examined: Sequence[Run], what: Examination, dtype: str = "auto") -> Result:
     """Ask all arms; the tuned ones of every run, each a training seed of its own.
 
     Args:
-        runs: adapters of one base, trained alike but for their seeds.
+        examined: adapters of one base, trained alike but for their seeds.
         what: the questions and the rules.
         dtype: number format of the base.
     """
@@ -132,7 +141,7 @@ def evaluate(runs: Sequence[Run], what: Examination, dtype: str = "auto") -> Res
     rows: list[dict[str, Any]] = []
     texts: list[dict[str, Any]] = []
     about: list[dict[str, Any]] = []
-    for number, run in enumerate(runs):
+    for number, run in enumerate(examined):
         expert = open_expert(ModelOptions(model_name="", dtype=dtype), run, "", EngineOptions().engine, many=True)
         adapter = sha256(run.path / "adapter_model.safetensors")
         about.append(_about(run, expert, adapter))
@@ -206,15 +215,17 @@ class Sitting:
         rows = []
         what = self.what
         for arm in (arm for arm in what.arms if arm.voice is self.voice):
+            items = [item for item in what.items.open if item.split != MEMORISED or arm.bare]
             requests = [
                 request(arm, item.question, self.expert.system, what.lexicon, what.knowledge, what.sample, what.seed)
-                for item in what.items.open
+                for item in items
             ]
             done = self._progress(arm.name, len(requests))
             answers = ask(self.expert, self.voice, requests, self.who, self.store, done)
             rows += [
                 judged(item, answer, arm.name, self.run, what.lexicon)
-                for item, answer in zip(what.items.open, answers, strict=True)
+                | {"recited": recited(str(answer["text"]), what.taught)}
+                for item, answer in zip(items, answers, strict=True)
             ]
         return rows
 
@@ -308,14 +319,15 @@ def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexico
     }
 
 
-def examine(runs: Sequence[Run], args: Any) -> Proof:
+def examine(examined: Sequence[Run], args: Any) -> Proof:
     """Do what ``znatok eval`` is asked to, and write ``eval/`` of the first run.
 
     Args:
-        runs: adapters of one base.
-        args: the verb's flags: questions, lexicon, knowledge, limit, test_seed, fresh, dtype.
+        examined: adapters of one base.
+        args: the verb's flags: questions, lexicon, knowledge, limit, test_seed, fresh, dtype, blind, labels, judge,
+            judge_model, judge_items.
     """
-    options = TrainConfig.from_toml(runs[0].options) if runs[0].options.is_file() else TrainConfig()
+    options = TrainConfig.from_toml(examined[0].options) if examined[0].options.is_file() else TrainConfig()
     what = plan_examination(
         args.questions,
         args.lexicon,
@@ -325,23 +337,60 @@ def examine(runs: Sequence[Run], args: Any) -> Proof:
         seed=args.test_seed,
         fresh=args.fresh,
     )
-    with held(runs[0]):
-        result = evaluate(runs, what, args.dtype)
+    with held(examined[0]):
+        result = evaluate(examined, what, args.dtype)
         proof = prove(result.rows, result.texts, what.seed)
-        write_proof(runs[0].path / "eval", result, proof)
+        write_proof(examined, result, proof)
         if args.labels:
             found = agreement(result.rows, read_labels(args.labels), what.seed)
-            write_json(runs[0].path / "eval" / "agreement.json", asdict(found))
+            write_json(examined[0].path / "eval" / "agreement.json", asdict(found))
             shown = f"{found.same:.2f}, kappa {interval(found.kappa, 2, 'en')}"
             say(_("the rules and the person agree: {shown}, n = {n}", shown=shown, n=found.n))
+        if args.judge:
+            ask_judge(examined[0], result, args, what.seed)
         if args.blind:
             write_sheet(result.rows, args.blind, what.seed)
             say(_("{path}: write correct, partial, incorrect or not attempted beside each answer", path=args.blind))
     return proof
 
 
-def write_proof(folder: Path, result: Result, proof: Proof) -> None:
-    """Write everything a reader may ask for: each item, each number, pictures, the report in both languages."""
+def ask_judge(run: Run, result: Result, args: Any, seed: int) -> None:
+    """Have base and tuned compared by another model; ``eval/judge.json``."""
+    if args.judge_model in {name for about in result.facts["runs"] for name in (about["model_name"], about["run"])}:
+        raise UsageError("--judge_model {name}: a model is no judge of itself; name another", name=args.judge_model)
+    judge = Judge(args.judge, args.judge_model, Store(run.path / "eval" / "judged.jsonl"))
+    opinions = judge_pairs(pairs_of(result.rows, args.judge_items, seed), judge.verdict)
+    write_json(
+        run.path / "eval" / "judge.json",
+        {
+            "model": judge.model,
+            "date": datetime.now(UTC).date().isoformat(),
+            "opinions": [asdict(one) for one in opinions],
+        },
+    )
+    for one in opinions:
+        say(
+            _(
+                "judge, {criterion}: tuned {tuned}, base {base}, ties {ties}; p {p}, kappa with the rules {kappa}",
+                criterion=one.criterion,
+                tuned=one.tuned,
+                base=one.base,
+                ties=one.ties,
+                p=round(one.p, 4),
+                kappa=round(one.kappa, 2),
+            )
+        )
+
+
+def write_proof(examined: Sequence[Run], result: Result, proof: Proof) -> None:
+    """Write everything a reader may ask for: each item, each number, pictures, the report in both languages.
+
+    Args:
+        examined: the runs; everything goes to ``eval/`` of the first.
+        result: what was measured.
+        proof: what it shows.
+    """
+    folder = examined[0].path / "eval"
     write_jsonl(folder / "items.jsonl", result.rows)
     write_json(folder / "proof.json", {"facts": result.facts, **proof.to_json()})
     for language in ("en", "ru"):
@@ -350,6 +399,11 @@ def write_proof(folder: Path, result: Result, proof: Proof) -> None:
         verdict_bars(proof, images["verdicts"], language)
         if any(row["kind"] == "choice" for row in result.rows):
             reliability(result.rows, images["reliability"], language)
+        for number, run in enumerate(run for run in examined if run.metrics.is_file()):
+            curve = images.setdefault(f"loss: {run.path.name}", folder / f"loss-{number + 1}.{language}.png")
+            training_loss(read_jsonl(run.metrics), curve, language)
         shown = {name: path for name, path in images.items() if path.is_file()}
         write_text(folder / f"proof.{language}.md", markdown(proof, language))
         write_text(folder / f"report.{language}.html", render_proof(proof, result.rows, result.facts, shown, language))
+    for run in examined:
+        write_card(run.path, proof, result.facts)

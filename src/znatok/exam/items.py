@@ -229,9 +229,9 @@ class _Record:
         claims = tuple(self._claim(value) for value in self._list("claims"))
         check = self._check() if "check" in self.values else None
         if (kind == "format") != (check is not None):
-            raise self._bad('type "format" and "check" go together')
+            raise self._bad('{place}: type "format" and "check" go together')
         if not claims and check is None and expects != "abstain":
-            raise self._bad('"claims" is empty; expected what a right answer holds, or "expects": "abstain"')
+            raise self._bad('{place}: "claims" is empty; expected what a right answer holds, or "expects": "abstain"')
         return OpenItem(
             **self._common(),
             type=kind,
@@ -247,16 +247,18 @@ class _Record:
         options = self._texts("options")
         answer = self.values.get("answer")
         if len(options) < 2 or len(set(options)) < len(options):
-            raise self._bad('"options": expected two or more, all different')
+            raise self._bad('{place}: "options": expected two or more, all different')
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-            raise self._bad(f'"answer" is {described(answer)}; expected the index of the right option, from 0')
+            raise self._bad(
+                '{place}: "answer" is {found}; expected the index of the right option, from 0', found=described(answer)
+            )
         return ChoiceItem(**self._common(), options=options, answer=answer)
 
     def _pair(self) -> PairItem:
         self._only({*PairItem.__slots__})
         true, false = self._text("true"), self._text("false")
         if true == false:
-            raise self._bad('"true" and "false" are the same')
+            raise self._bad('{place}: "true" and "false" are the same')
         return PairItem(**self._common(), family=self._text("family", ""), true=true, false=false)
 
     def _common(self) -> dict[str, Any]:
@@ -272,12 +274,12 @@ class _Record:
 
     def _claim(self, value: object) -> Claim:
         if not isinstance(value, dict):
-            raise self._bad(f'"claims" holds {described(value)}; expected objects')
+            raise self._bad('{place}: "{key}" holds {found}; expected objects', key="claims", found=described(value))
         inner = _Record.__new__(_Record)
         inner.place, inner.stem, inner.values = self.place, self.stem, value
         weight = inner._number("weight", 1.0)
         if weight <= 0:
-            raise self._bad('"weight": expected a positive number')
+            raise self._bad('{place}: "weight": expected a positive number')
         readers: dict[str, Callable[[], Claim]] = {
             "number": lambda: inner._number_claim(weight),
             "term": lambda: TermClaim((inner._texts("any"),), 1, weight),
@@ -290,7 +292,7 @@ class _Record:
         self._only({"kind", *NumberClaim.__slots__})
         lo, hi = self._number("lo"), self._number("hi")
         if lo > hi:
-            raise self._bad('"lo" is greater than "hi"')
+            raise self._bad('{place}: "lo" is greater than "hi"')
         tol = self._number("tol") if "tol" in self.values else None
         return NumberClaim(
             self._text("entity", ""), self._text("property"), lo, hi, self._text("unit", ""), weight, tol
@@ -300,12 +302,12 @@ class _Record:
         groups = tuple(tuple(part.strip() for part in group.split("|")) for group in self._texts("terms"))
         n = int(self._number("n", 1.0))
         if not 1 <= n <= len(groups):
-            raise self._bad(f'"n" is {n}; expected 1 to {len(groups)}, as many as "terms"')
+            raise self._bad('{place}: "n" is {n}; expected 1 to {most}, as many as "terms"', n=n, most=len(groups))
         return TermClaim(groups, n, weight)
 
     def _forbidden(self, value: object) -> Forbidden:
         if not isinstance(value, dict):
-            raise self._bad(f'"forbidden" holds {described(value)}; expected objects')
+            raise self._bad('{place}: "{key}" holds {found}; expected objects', key="forbidden", found=described(value))
         inner = _Record.__new__(_Record)
         inner.place, inner.stem, inner.values = self.place, self.stem, value
         inner._only({"id", "any"})
@@ -314,44 +316,55 @@ class _Record:
     def _check(self) -> Check:
         value = self.values["check"]
         if not isinstance(value, dict) or value.get("kind") not in CHECKS or "value" not in value:
-            raise self._bad('"check": expected {"kind": …, "value": …} with a kind of ' + ", ".join(CHECKS))
+            raise self._bad(
+                '{place}: "check": expected an object with "value" and a "kind" of {known}', known=", ".join(CHECKS)
+            )
         return Check(value["kind"], value["value"])
 
     # Values of their types
 
-    def _bad(self, why: str) -> DataError:
-        return DataError("{place}: {why}", place=self.place, why=why)
+    def _bad(self, template: str, **fields: object) -> DataError:
+        return DataError(template, place=self.place, **fields)
 
     def _only(self, known: set[str]) -> None:
         if unknown := sorted(set(self.values) - known):
-            raise self._bad(f"unknown key {quoted(unknown)}; expected {quoted(sorted(known), most=20)}")
+            raise self._bad(
+                "{place}: unknown key {key}; expected {known}",
+                key=quoted(unknown),
+                known=quoted(sorted(known), most=20),
+            )
 
     def _text(self, key: str, default: str | None = None) -> str:
         value = self.values.get(key, default)
         if not isinstance(value, str) or (default is None and not value.strip()):
-            raise self._bad(f'"{key}" is {described(value)}; expected text')
+            raise self._bad('{place}: "{key}" is {found}; expected text', key=key, found=described(value))
         return value
 
     def _list(self, key: str) -> list[Any]:
         value = self.values.get(key, [])
         if not isinstance(value, list):
-            raise self._bad(f'"{key}" is {described(value)}; expected an array')
+            raise self._bad('{place}: "{key}" is {found}; expected an array', key=key, found=described(value))
         return value
 
     def _texts(self, key: str, least: int = 1) -> tuple[str, ...]:
         value = self._list(key)
         if len(value) < least or not all(isinstance(text, str) and text.strip() for text in value):
-            raise self._bad(f'"{key}": expected an array of strings that are not empty')
+            raise self._bad('{place}: "{key}": expected an array of strings that are not empty', key=key)
         return tuple(value)
 
     def _number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._bad(f'"{key}" is {described(value)}; expected a number')
+            raise self._bad('{place}: "{key}" is {found}; expected a number', key=key, found=described(value))
         return float(value)
 
     def _one_of(self, key: str, known: Sequence[str], default: str | None) -> str:
         value = self.values.get(key, default)
         if value not in known:
-            raise self._bad(f'"{key}" is {described(value)}; expected one of {", ".join(known)}')
+            raise self._bad(
+                '{place}: "{key}" is {found}; expected one of {known}',
+                key=key,
+                found=described(value),
+                known=", ".join(known),
+            )
         return str(value)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -26,6 +26,7 @@ STOPS = 0.98
 FORGOTTEN = {"ru": 0.03, "en": 0.05}  # more bits per byte, at most
 GENERAL_LOST = -0.03  # of general questions, at most
 ALPHA = 0.05
+MEMORISED = "T0"  # the training questions word for word: never part of a claim
 
 Row = Mapping[str, Any]
 Pick = Callable[[Row], float | None]
@@ -70,16 +71,30 @@ class Cell:
 
 @dataclass(frozen=True)
 class Proof:
-    """All claims, the table of arms, and the seed the intervals were drawn with."""
+    """All claims, the table of arms, what each training seed came to, and the seed the intervals were drawn with."""
 
     claims: tuple[Claim, ...]
     cells: tuple[Cell, ...]
+    by_run: tuple[Cell, ...]
     runs: tuple[str, ...]
     seed: int
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object without NaN."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` made."""
+
+        def cells(name: str) -> tuple[Cell, ...]:
+            return tuple(Cell(**{**row, "value": Interval(**row["value"])}) for row in value[name])
+
+        claims = []
+        for row in value["claims"]:
+            intervals = {name: Interval(**row[name]) for name in ("before", "after", "difference")}
+            claims.append(Claim(**{**row, **intervals, "verdict": Verdict(row["verdict"])}))
+        return cls(tuple(claims), cells("cells"), cells("by_run"), tuple(value["runs"]), value["seed"])
 
 
 class Scores:
@@ -260,7 +275,7 @@ def prove(rows: Iterable[Row], texts: Sequence[Row], seed: int) -> Proof:
     claims += _forgets_no_prose(texts, scores)
     claims += _five(scores)
     runs = tuple(sorted({row["run"] for row in scores.rows if row["run"]}))
-    return Proof(tuple(claims), tuple(table(scores)), runs, seed)
+    return Proof(tuple(claims), tuple(table(scores)), tuple(by_run(scores, runs)), runs, seed)
 
 
 def judged(scores: Scores, criterion: Criterion, a: str = "base") -> list[Claim]:
@@ -374,6 +389,8 @@ MEASURES: dict[str, Pick] = {
     "stop": _ended,
     "cjk": _number("cjk"),
     "repetition": _number("repetition"),
+    "recited": _number("recited"),
+    "names_field": _number("names_field"),
 }
 LIKELIHOODS: tuple[tuple[str, str, Pick], ...] = (
     ("choice", "choices", _number("right")),
@@ -393,4 +410,33 @@ def table(scores: Scores) -> list[Cell]:
             values = scores.values(kind, arm, (split,), pick)
             if values:
                 cells.append(Cell(arm, split, name, scores.mean(f"{arm} {split} {name}", values)))
+    return [*cells, *memorised(scores)]
+
+
+BY_RUN = tuple(c for c in (Criterion("P1", _recall, ("T1",), GAINS), *WRITTEN_BEFORE_TRAINING) if c.b == "tuned")
+
+
+def by_run(scores: Scores, runs: Sequence[str]) -> list[Cell]:
+    """Return the tuned arm's number of every criterion for each training seed by itself; the arm is the run."""
+    cells = []
+    for run in runs:
+        own = Scores((row for row in scores.rows if row["run"] == run), scores.seed)
+        for criterion in BY_RUN:
+            values = own.values(criterion.kind, "tuned", criterion.splits, criterion.pick, criterion.type)
+            if values:
+                cells.append(Cell(run, "", criterion.key, own.mean(f"{run} {criterion.key}", values)))
+    return cells
+
+
+def memorised(scores: Scores) -> list[Cell]:
+    """Return how much better the training questions are answered than the same facts in other words, by arm."""
+    cells = []
+    for arm in ("base", "tuned"):
+        learnt, known = (scores.values("open", arm, (split,), _recall) for split in (MEMORISED, "T1"))
+        by_fact: dict[str, list[float]] = {}
+        for value, cluster in known.values():
+            by_fact.setdefault(cluster, []).append(value)
+        more = {k: (value - fmean(by_fact[c]), c) for k, (value, c) in learnt.items() if c in by_fact}
+        if more:
+            cells.append(Cell(arm, MEMORISED, "memorised", scores.mean(f"{arm} memorised", more)))
     return cells

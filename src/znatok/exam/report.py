@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from znatok.eval.labels import NOTHING, interval, labels
 from znatok.eval.records import visible
 from znatok.eval.report import data_uri
-from znatok.exam.proof import Proof, Row
-from znatok.exam.text import LIKELIHOODS, SHOWN_MEASURES, claim_cells
+from znatok.exam.proof import MEMORISED, Proof, Row
+from znatok.exam.text import LIKELIHOODS, claim_cells, runs_table, shown_measures
 
 SHOWN_EXTREMES = 10
 CRITERIA_MEASURES = ("accuracy", "specificity", "structure", "practical", "terminology")
@@ -47,7 +47,7 @@ def render_proof(
         proof: claims and table.
         rows: of ``eval/items.jsonl``.
         facts: models, adapters, data, machine, hashes.
-        images: PNG files by caption key.
+        images: PNG files by caption key; ``loss: RUN`` for the curve of a run.
         language: of everything but the answers.
     """
     words = labels(language)
@@ -62,14 +62,21 @@ def render_proof(
             words["proof.difference"], "p", words["proof.rule"], words["proof.verdict"],
         ],
         claims=[(claim_cells(claim, language), claim.verdict) for claim in proof.claims],
+        forgetting=[
+            (claim_cells(claim, language), claim.verdict) for claim in proof.claims if claim.key.startswith("P7")
+        ],
+        by_run=_by_run(proof, language),
         tables=[
             table
             for split in sorted({cell.split for cell in proof.cells})
-            for measures in (SHOWN_MEASURES, CRITERIA_MEASURES, LIKELIHOODS)
+            for measures in (shown_measures(split), CRITERIA_MEASURES, LIKELIHOODS)
             if (table := _table(proof, split, measures, language)) is not None
         ],
-        images=[(words[f"image.{name}"], data_uri(path)) for name, path in images.items()],
-        extremes=[(words[f"report.{name}"], chosen) for name, chosen in _extremes(items).items()],
+        images=[(_caption(name, words), data_uri(path)) for name, path in images.items()],
+        extremes=[
+            (words[f"report.{name}"], chosen)
+            for name, chosen in _extremes([item for item in items if item.split != MEMORISED]).items()
+        ],
         items=items,
     )  # fmt: skip
 
@@ -103,6 +110,20 @@ def _table(proof: Proof, split: str, measures: Sequence[str], language: str) -> 
             cells.append((interval(value, digits, language) if value else NOTHING, f"#{split}"))
         rows.append(cells)
     return _Table(split, [words["proof.arm"], *(words.get(f"measure.{name}", name) for name in present)], rows)
+
+
+def _by_run(proof: Proof, language: str) -> list[list[str]]:
+    """Return the table of training seeds, its head first; nothing where there is one seed."""
+    if len(proof.runs) < 2:
+        return []
+    lines = runs_table(proof, language).split("\n")
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for place, line in enumerate(lines) if place != 1]
+
+
+def _caption(name: str, words: Mapping[str, str]) -> str:
+    """Return a picture's caption; «loss: RUN» names the run after it."""
+    kind, _colon, run = name.partition(": ")
+    return words[f"image.{kind}"] + (f", {run}" if run else "")
 
 
 def _items(rows: Sequence[Row]) -> list[_Item]:

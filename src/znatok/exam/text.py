@@ -6,7 +6,13 @@ from znatok.eval.labels import NOTHING, interval, labels, number
 from znatok.exam.proof import Cell, Claim, Proof
 
 SHOWN_MEASURES = ("recall", "correct", "incorrect", "not attempted", "contradictions", "precision", "stop", "tokens")
+ALSO = {"T0": ("memorised", "recited"), "T1": ("recited",), "T5": ("names_field",)}  # what one split has besides
 LIKELIHOODS = ("choices", "brier", "pairs", "pairs, bare")
+
+
+def shown_measures(split: str) -> tuple[str, ...]:
+    """Return the columns of a split's answers."""
+    return SHOWN_MEASURES + ALSO.get(split, ())
 
 
 def claims_table(proof: Proof, language: str) -> str:
@@ -37,9 +43,10 @@ def claim_cells(claim: Claim, language: str) -> list[str]:
     ]
 
 
-def arms_table(proof: Proof, split: str, language: str, measures: Sequence[str] = SHOWN_MEASURES) -> str:
+def arms_table(proof: Proof, split: str, language: str, measures: Sequence[str] | None = None) -> str:
     """Return one split: a row for each arm, a column for each measure."""
     words = labels(language)
+    measures = shown_measures(split) if measures is None else measures
     found = {(cell.arm, cell.measure): cell for cell in proof.cells if cell.split == split}
     arms = tuple(dict.fromkeys(cell.arm for cell in proof.cells if cell.split == split and cell.measure in measures))
     present = [measure for measure in measures if any((arm, measure) in found for arm in arms)]
@@ -49,6 +56,17 @@ def arms_table(proof: Proof, split: str, language: str, measures: Sequence[str] 
         n = next(found[arm, name].value.n for name in present if (arm, name) in found)
         cells = [_cell(found.get((arm, name)), language) for name in present]
         lines.append([words.get(f"arm.{arm}", arm), str(n), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def runs_table(proof: Proof, language: str) -> str:
+    """Return what each training seed came to by itself: a row for each criterion, a column for each run."""
+    words = labels(language)
+    found = {(cell.arm, cell.measure): cell for cell in proof.by_run}
+    lines = [[words["proof.claim"], *proof.runs], [":--", *["--:"] * len(proof.runs)]]
+    for name in dict.fromkeys(cell.measure for cell in proof.by_run):
+        cells = [_cell(found.get((run, name)), language) for run in proof.runs]
+        lines.append([words.get(f"proof.{name}", name), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -64,9 +82,11 @@ def markdown(proof: Proof, language: str) -> str:
     parts = [claims_table(proof, language), words["proof.note"]]
     for split in sorted({cell.split for cell in proof.cells}):
         own = {cell.measure for cell in proof.cells if cell.split == split}
-        for measures in (SHOWN_MEASURES, LIKELIHOODS):
+        for measures in (shown_measures(split), LIKELIHOODS):
             if own & set(measures):
                 title = words.get(f"split.{split}", split)
                 parts.append(f"**{split}**" + (f": {title}" if title != split else ""))
                 parts.append(arms_table(proof, split, language, measures))
+    if len(proof.runs) > 1:
+        parts += [f"**{words['proof.by_run']}**", runs_table(proof, language)]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,147 @@
+"""A proof where others look for it: between two marks in a repository's READMEs, and in the adapter's model card.
+
+The card holds every judged difference in ``model-index``, the form in which Hugging Face reads results, and the same
+table as the README. Numbers are copied from ``eval/proof.json``, never computed again.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from znatok.errors import UsageError
+from znatok.eval.labels import labels
+from znatok.eval.publish import READMES, SHOWN_HASH, plain, renewed
+from znatok.exam.proof import Claim, Proof
+from znatok.exam.text import claims_table
+from znatok.files import read_json, replacing, write_text
+
+MARKS = ("<!-- proof:start -->", "<!-- proof:end -->")
+IMAGES = ("forest", "verdicts")
+CARD = "README.md"
+
+
+def publish_proof(run: Path, repo: Path) -> list[Path]:
+    """Copy a proof's pictures into a repository and renew its table in both READMEs.
+
+    Args:
+        run: a run directory after ``znatok eval``.
+        repo: the repository; each README must have the two marks.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: a file or a mark is missing.
+    """
+    proof, facts = read_proof(run)
+    names = [f"{name}.{language}.png" for name in IMAGES for language in READMES.values()]
+    for name in names:
+        if not (run / "eval" / name).is_file():
+            raise UsageError("{path}: not found; run znatok eval on this run first", path=run / "eval" / name)
+    texts = {
+        repo / name: renewed(repo / name, block(proof, facts, language), MARKS) for name, language in READMES.items()
+    }
+    copies = {run / "eval" / name: repo / "images" / name for name in names}
+    for source, target in copies.items():
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+    for path, text in texts.items():
+        write_text(path, text)
+    return [*copies.values(), *texts]
+
+
+def read_proof(run: Path) -> tuple[Proof, dict[str, Any]]:
+    """Return a run's proof and what it is of.
+
+    Raises:
+        UsageError: the run was not examined.
+    """
+    path = run / "eval" / "proof.json"
+    if not path.is_file():
+        raise UsageError("{path}: not found; run znatok eval on this run first", path=path)
+    stored = read_json(path)
+    return Proof.from_json(stored), stored["facts"]
+
+
+def block(proof: Proof, facts: Mapping[str, Any], language: str) -> str:
+    """Return what stands between the marks: which model, data and seeds on what machine, the claims, the note."""
+    words = labels(language)
+    runs = facts["runs"]
+    machine = ", ".join(f"{key} {value}" for key, value in facts["machine"].items() if value is not None)
+    first = runs[0]
+    line = words["publish.proof"].format(
+        model=plain(first["model_name"]),
+        sha256=str(first["base_sha256"])[:SHOWN_HASH],
+        data=str(first["data_sha256"])[:SHOWN_HASH],
+        seeds=", ".join(str(run["train_seed"]) for run in runs),
+        dtype=plain(str(first["dtype"] or first["engine"])),
+        machine=plain(machine),
+    )
+    return f"{line}\n\n{claims_table(proof, language)}\n\n{words['proof.note']}"
+
+
+def write_card(run: Path, proof: Proof, facts: Mapping[str, Any]) -> Path:
+    """Write the model card of an adapter, ``README.md`` of its run; a card somebody wrote by hand is left alone.
+
+    Args:
+        run: the run directory.
+        proof: what was shown.
+        facts: models, data, seeds, machine.
+    """
+    path = run / CARD
+    if path.is_file() and MARKS[0] not in path.read_text(encoding="utf-8"):
+        return path
+    own = next((one for one in facts["runs"] if one["run"] == run.name), facts["runs"][0])
+    data = ModelCardData(
+        library_name="peft",
+        pipeline_tag="text-generation",
+        language=["ru", "en"],
+        tags=["lora", "znatok"],
+        model_name=run.name,
+        eval_results=results_of(proof, facts),
+    )
+    text = (
+        f"---\n{data.to_yaml()}\n---\n\n# {plain(run.name)}\n\nA LoRA adapter for `{plain(own['model_name'])}` "
+        f"(SHA-256 `{own['base_sha256']}`), trained by znatok on data with SHA-256 `{own['data_sha256']}`.\n\n"
+        f"{MARKS[0]}\n{block(proof, facts, 'en')}\n{MARKS[1]}\n"
+    )
+    ModelCard(text)  # its own reader checks the header
+    write_text(path, text)
+    return path
+
+
+def results_of(proof: Proof, facts: Mapping[str, Any]) -> list[EvalResult]:
+    """Return the tuned arm's value of each claim, with its interval, the difference and the verdict."""
+    tests = str(next(iter(facts["items_sha256"].values())))[:SHOWN_HASH]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="znatok",
+            dataset_name=f"znatok test items ({tests})",
+            metric_type=claim.key.lower().replace(" ", "_") + ("_retrieval" if "retrieval" in claim.b else ""),
+            metric_name=labels("en").get(f"proof.{claim.key}", claim.key) + f", {claim.b}",
+            metric_value=round(claim.after.value, 4),
+            metric_args=_details(claim),
+        )
+        for claim in proof.claims
+        if claim.after.value is not None
+    ]
+
+
+def _details(claim: Claim) -> dict[str, Any]:
+    def ends(interval: Any) -> list[float | None]:
+        return [None if end is None else round(end, 4) for end in (interval.low, interval.high)]
+
+    return {
+        "n": claim.n,
+        "interval_95": ends(claim.after),
+        "compared_with": claim.a,
+        "before": None if claim.before.value is None else round(claim.before.value, 4),
+        "difference": None if claim.difference.value is None else round(claim.difference.value, 4),
+        "difference_95": ends(claim.difference),
+        "rule": claim.rule,
+        "verdict": str(claim.verdict),
+    }

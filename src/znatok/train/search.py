@@ -1,0 +1,224 @@
+"""``znatok search``: a better recipe, proposed by Optuna and judged by validation pairs that no test item shares.
+
+Each trial is a run of its own on a part of the facts with everything that is known of them, so that a fact is met as
+often as in the full run and a trial takes minutes. The journal of a study is a file: a search that was stopped goes on,
+and several processes may work on one. What a flag states is fixed, everything else of :data:`SPACE` is searched.
+"""
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from znatok.config import Options, TrainConfig, option
+from znatok.data.load import read_pairs
+from znatok.errors import SystemFault, TrainingError, UsageError, _
+from znatok.files import read_jsonl, write_json, write_jsonl
+from znatok.logs import say
+from znatok.train.run import train
+
+ADMITTING = ("unknown", "missing")  # kinds of pairs whose share is searched as «admissions»
+
+
+class Range(NamedTuple):
+    """Any number from ``low`` to ``high``, evenly on a logarithmic scale."""
+
+    low: float
+    high: float
+
+
+SPACE: dict[str, Range | tuple[float, ...]] = {
+    "learning_rate": Range(1e-4, 1e-3),
+    "lora_r": (8, 16, 32),
+    "num_train_epochs": (1, 2, 3),
+    "per_device_train_batch_size": (4, 8, 16),
+    "admissions": (0.5, 1.0),
+    "general": (0.25, 0.5, 1.0),
+}
+"""What is searched: ranges and choices. The last two are shares of those pairs, the rest are training options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(Options):
+    """The search."""
+
+    study: str = option("runs/search", "directory of the study: its journal, its data, a run for each trial")
+    trials: int = option(8, "trials of this process", low=1, high=10**4)
+    share: float = option(0.3, "share of the facts that a trial trains, with all their pairs", low=0.01, high=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial: its values, its last validation loss in nats per answer token, steps and seconds."""
+
+    number: int
+    values: Mapping[str, Any]
+    loss: float | None
+    steps: int
+    seconds: float
+
+
+def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] = ()) -> list[Trial]:
+    """Run trials and return all of the study, the best first.
+
+    Args:
+        config: the recipe the search starts from, and everything it does not change.
+        options: how long, and on how much.
+        stated: options that are fixed.
+
+    Raises:
+        UsageError: validation pairs are missing.
+        SystemFault: Optuna is not installed.
+        DataError, ModelError: as in training.
+    """
+    if config.data.val_path is None:
+        raise UsageError("search: validation pairs are needed to judge by; name them with --val_path")
+    optuna = _optuna()
+    folder = Path(options.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = optuna.storages.journal.JournalFileBackend(
+        str(folder / "journal.log"),
+        lock_obj=optuna.storages.journal.JournalFileOpenLock(str(folder / "journal.log")),
+    )
+    study = optuna.create_study(
+        study_name="recipe",
+        storage=optuna.storages.JournalStorage(journal),
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(n_startup_trials=4, multivariate=True),
+    )
+    if not study.trials:
+        study.enqueue_trial({name: value for name, value in start(config).items() if name not in stated})
+    searched = [name for name in SPACE if name not in stated]
+
+    def objective(trial: Any) -> float:
+        values = {name: propose(trial, name) for name in searched}
+        said = ", ".join(f"{k} {v:.3g}" for k, v in values.items())
+        say(_("trial {number}: {values}", number=trial.number, values=said))
+        found = attempt(config, options, trial.number, values)
+        trial.set_user_attr("steps", found["steps"])
+        trial.set_user_attr("seconds", found["seconds"])
+        return float(found["loss"])
+
+    study.optimize(objective, n_trials=options.trials, catch=(TrainingError,))
+    trials = ranked(study)
+    write_json(folder / "search.json", {"share": options.share, "trials": [_row(trial) for trial in trials]})
+    return trials
+
+
+def propose(trial: Any, name: str) -> Any:
+    """Have Optuna propose a value."""
+    space = SPACE[name]
+    if isinstance(space, Range):
+        return trial.suggest_float(name, space.low, space.high, log=True)
+    return trial.suggest_categorical(name, list(space))
+
+
+def start(config: TrainConfig) -> dict[str, Any]:
+    """Return the first values tried: those of the recipe itself, as far as they lie in the space."""
+    values = {name: getattr(config.lora, name, getattr(config.train, name, 1.0)) for name in SPACE}
+    return {name: value for name, value in values.items() if _holds(SPACE[name], value)}
+
+
+def _holds(space: Range | tuple[float, ...], value: float) -> bool:
+    return space.low <= value <= space.high if isinstance(space, Range) else value in space
+
+
+def attempt(config: TrainConfig, options: SearchOptions, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Train with these values on a part of the data; return the last validation loss, steps and seconds."""
+    folder = Path(options.study)
+    name = f"trial-{number:03}"
+    data, dev = folder / f"{name}.train.jsonl", folder / f"{name}.dev.jsonl"
+    mixed = {"admissions": values.get("admissions", 1.0), "general": values.get("general", 1.0)}
+    write_part(Path(config.data.data_path), data, options.share, mixed)
+    write_part(Path(str(config.data.val_path)), dev, options.share, {})
+    result = train(with_values(config, values, data, dev, folder / name))
+    assert result.run is not None
+    losses = [row["val_loss"] for row in read_jsonl(result.run.metrics) if "val_loss" in row]
+    found = {"loss": losses[-1], "steps": result.figures["steps"], "seconds": result.figures["wall_seconds"]}
+    shutil.rmtree(result.run.checkpoints, ignore_errors=True)
+    del result
+    gc.collect()  # the model goes before the next trial loads its own
+    return found
+
+
+def with_values(config: TrainConfig, values: Mapping[str, Any], data: Path, dev: Path, run: Path) -> TrainConfig:
+    """Return the options of a trial; the adapter's scale stays what it is in the recipe, whatever the rank."""
+    rank = int(values.get("lora_r", config.lora.lora_r))
+    alpha = max(1, round(config.lora.lora_alpha / config.lora.lora_r * rank))
+    own = {name: values[name] for name in values if hasattr(config.train, name)}
+    return replace(
+        config,
+        data=replace(config.data, data_path=str(data), val_path=str(dev)),
+        lora=replace(config.lora, lora_r=rank, lora_alpha=alpha),
+        train=replace(config.train, **own, output_dir=str(run), force=True),
+    )
+
+
+def write_part(source: Path, target: Path, share: float, mixed: Mapping[str, float]) -> None:
+    """Write a share of the facts with all their pairs, and of what has no fact as large a share.
+
+    Which ones depends on their texts alone: the same facts in training and validation, in every trial.
+
+    Args:
+        source: training or validation pairs.
+        target: the file to write.
+        share: of the facts, in (0, 1].
+        mixed: of admissions and general pairs, the share that is left of theirs.
+    """
+    read_pairs(source)  # a bad record is named here, with its line
+    kept = []
+    for line in source.read_text(encoding="utf-8-sig").split("\n"):
+        if not line.strip():
+            continue
+        record = json.loads(line)
+        facts, kind = record.get("fact_ids") or [], record.get("kind", "")
+        left = mixed.get("admissions" if kind in ADMITTING else kind, 1.0)
+        chosen = _fraction(facts[0] if facts else record["prompt"]) < share
+        if chosen and (left >= 1 or _fraction("mixed", record["prompt"]) < left):
+            kept.append(record)
+    write_jsonl(target, kept)
+
+
+def ranked(study: Any) -> list[Trial]:
+    """Return the trials of a study, the lowest loss first, failed ones last."""
+    found = [
+        Trial(
+            trial.number, dict(trial.params), trial.value, trial.user_attrs.get("steps", 0),
+            trial.user_attrs.get("seconds", 0.0),
+        )
+        for trial in study.trials
+    ]  # fmt: skip
+    return sorted(found, key=lambda trial: (trial.loss is None, trial.loss, trial.number))
+
+
+def table(trials: Collection[Trial]) -> str:
+    """Return the trials as a Markdown table."""
+    names = [name for name in SPACE if any(name in trial.values for trial in trials)]
+    lines = [["trial", "loss", *names, "steps", "seconds"], ["--:"] * (len(names) + 4)]
+    for trial in trials:
+        shown = [f"{trial.values[name]:.3g}" if name in trial.values else "–" for name in names]
+        loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
+        lines.append([str(trial.number), loss, *shown, str(trial.steps), f"{trial.seconds:.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {"number": trial.number, "loss": trial.loss, "steps": trial.steps, "seconds": trial.seconds, **trial.values}
+
+
+def _fraction(*texts: str) -> float:
+    """Return a number in [0, 1) drawn by the texts."""
+    return int(hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:12], 16) / 16**12
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise SystemFault("a search needs Optuna: pip install 'znatok[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna

@@ -1,0 +1,108 @@
+"""The search for a recipe: parts of the data, what is fixed stays fixed, a study goes on where it stopped."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import helpers
+import tiny
+from znatok.cli import main
+from znatok.config import TrainConfig
+from znatok.errors import UsageError
+from znatok.files import read_json, read_jsonl
+from znatok.train.search import SPACE, SearchOptions, Trial, search, table, with_values, write_part
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def records(count=200):
+    facts = [
+        {"prompt": f"Вопрос {i} {n}", "response": "Да.", "fact_ids": [f"f{i}"], "kind": "direct"}
+        for i in range(count)
+        for n in range(3)
+    ]
+    others = [
+        {"prompt": f"{kind} {i}", "response": "Да.", "fact_ids": [], "kind": kind}
+        for kind in ("general", "unknown", "missing")
+        for i in range(count)
+    ]
+    return facts + others
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records()), encoding="utf-8")
+    return path
+
+
+def test_a_part_has_whole_facts_and_the_same_share_of_the_rest(source, tmp_path):
+    write_part(source, tmp_path / "part.jsonl", 0.3, {})
+    rows = read_jsonl(tmp_path / "part.jsonl")
+    facts = [row["fact_ids"][0] for row in rows if row["fact_ids"]]
+    assert all(facts.count(name) == 3 for name in set(facts))
+    assert 0.2 < len(set(facts)) / 200 < 0.4
+    assert 0.2 < sum(row["kind"] == "general" for row in rows) / 200 < 0.4
+    assert [row for row in records() if row in rows] == rows  # the order of the file
+
+
+def test_a_mix_leaves_out_what_it_names_and_nothing_else(source, tmp_path):
+    write_part(source, tmp_path / "all-of-it.jsonl", 0.5, {})
+    write_part(source, tmp_path / "less.jsonl", 0.5, {"admissions": 0.5, "general": 1.0})
+    whole, less = read_jsonl(tmp_path / "all-of-it.jsonl"), read_jsonl(tmp_path / "less.jsonl")
+    missing = [row for row in whole if row not in less]
+    assert {row["kind"] for row in missing} == {"unknown", "missing"}
+    admitting = sum(row["kind"] in {"unknown", "missing"} for row in whole)
+    assert 0.35 < len(missing) / admitting < 0.65
+
+
+def test_the_scale_of_the_adapter_follows_its_rank(tmp_path):
+    config = TrainConfig()
+    changed = with_values(config, {"lora_r": 16, "learning_rate": 1e-3, "general": 0.5}, tmp_path, tmp_path, tmp_path)
+    assert changed.lora.lora_alpha / changed.lora.lora_r == config.lora.lora_alpha / config.lora.lora_r
+    assert changed.train.learning_rate == 1e-3
+    assert changed.train.num_train_epochs == config.train.num_train_epochs
+
+
+def test_validation_pairs_are_needed(tmp_path):
+    with pytest.raises(UsageError, match="--val_path"):
+        search(TrainConfig(), SearchOptions(study=str(tmp_path)))
+
+
+def test_a_study_is_made_of_runs_and_goes_on(tiny_dir, tmp_path):
+    pairs = tiny.write_pairs(tmp_path / "pairs.jsonl")
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text('{"prompt": "Другой вопрос?", "response": "Другой ответ."}\n', encoding="utf-8")
+    config = helpers.settings(
+        tiny_dir,
+        pairs,
+        tmp_path / "unused",
+        data_options={"val_path": str(dev), "val_share": 0.0},
+        lora={"lora_r": 8, "lora_alpha": 16},
+        max_steps=3,
+    )
+    options = SearchOptions(study=str(tmp_path / "study"), trials=1, share=1.0)
+    stated = [name for name in SPACE if name not in {"learning_rate", "lora_r"}]
+    (first,) = search(config, options, stated)
+    assert first.number == 0
+    assert first.values["lora_r"] == 8  # the recipe's own; its learning rate lies outside the space
+    trials = search(config, replace(options, trials=2), stated)
+    assert sorted(trial.number for trial in trials) == [0, 1, 2]
+    assert [trial.loss for trial in trials] == sorted(trial.loss for trial in trials)
+    assert {name for trial in trials for name in trial.values} == {"learning_rate", "lora_r"}
+    run = tmp_path / "study" / f"trial-{trials[0].number:03}"
+    losses = [row["val_loss"] for row in read_jsonl(run / "metrics.jsonl") if "val_loss" in row]
+    assert losses[-1] == trials[0].loss
+    assert read_json(tmp_path / "study" / "search.json")["trials"][0]["loss"] == trials[0].loss
+    assert f"| {trials[0].number} | {trials[0].loss:.4f} |" in table(trials)
+
+
+def test_a_trial_that_failed_stands_last():
+    shown = table([Trial(1, {"lora_r": 8}, 1.5, 3, 2.0), Trial(0, {"lora_r": 16}, None, 0, 0.0)])
+    assert shown.splitlines()[-1] == "| 0 | – | 16 | 0 | 0 |"
+
+
+def test_the_verb_checks_its_flags(capsys):
+    assert main(["search", "--share", "0"]) == 2
+    assert "--share" in capsys.readouterr().err
