@@ -74,7 +74,7 @@ def plan_verb(words: list[str]) -> int:
 
 def search_verb(words: list[str]) -> int:
     """Look for a better recipe."""
-    from znatok.train.search import SearchOptions, search, table
+    from znatok.search import SearchOptions, search, table
 
     parser = train_parser("znatok search", "expert")
     parser.description = _("Look for a better recipe; what a flag states is fixed, the rest is searched.")

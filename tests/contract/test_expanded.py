@@ -13,6 +13,7 @@ from znatok.data.clean import leaks, suspicious
 from znatok.data.load import read_pairs
 from znatok.data.schema import Pair
 from znatok.dataverbs import questions_of
+from znatok.eval.dev import admits
 from znatok.lexicon import load_lexicon
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +123,12 @@ def test_invented_names_are_no_known_things():
         (name,) = [name for name in strangers["names"] if name in row["prompt"]]
         assert name in row["response"]
         assert not row["fact_ids"]
+
+
+def test_admissions_are_heard_by_the_scorer_and_plain_answers_are_not():
+    """The words of admission come from these texts, written before any answer they judge."""
+    lexicon = load_lexicon(None, "ru")
+    heard = [admits(row["response"], lexicon) for row in ADMISSIONS if row["kind"] in {"unknown", "missing"}]
+    assert sum(heard) / len(heard) > 0.85
+    misheard = [admits(row["response"], lexicon) for row in WORDINGS]
+    assert sum(misheard) / len(misheard) < 0.005

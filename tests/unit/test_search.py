@@ -10,8 +10,10 @@ import tiny
 from znatok.cli import main
 from znatok.config import TrainConfig
 from znatok.errors import UsageError
+from znatok.eval.dev import agreement, compared, dev_score
 from znatok.files import read_json, read_jsonl
-from znatok.train.search import SPACE, SearchOptions, Trial, search, table, with_values, write_part
+from znatok.runs import find
+from znatok.search import SPACE, SearchOptions, Trial, search, table, with_values, write_part
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -89,18 +91,45 @@ def test_a_study_is_made_of_runs_and_goes_on(tiny_dir, tmp_path):
     assert first.values["lora_r"] == 8  # the recipe's own; its learning rate lies outside the space
     trials = search(config, replace(options, trials=2), stated)
     assert sorted(trial.number for trial in trials) == [0, 1, 2]
-    assert [trial.loss for trial in trials] == sorted(trial.loss for trial in trials)
+    assert [trial.score for trial in trials] == sorted((trial.score for trial in trials), reverse=True)
     assert {name for trial in trials for name in trial.values} == {"learning_rate", "lora_r"}
     run = tmp_path / "study" / f"trial-{trials[0].number:03}"
     losses = [row["val_loss"] for row in read_jsonl(run / "metrics.jsonl") if "val_loss" in row]
-    assert losses[-1] == trials[0].loss
-    assert read_json(tmp_path / "study" / "search.json")["trials"][0]["loss"] == trials[0].loss
-    assert f"| {trials[0].number} | {trials[0].loss:.4f} |" in table(trials)
+    assert losses[-1] == trials[0].figures["loss"]
+    assert dev_score(find(run), dev, "float32").mean == trials[0].score
+    assert read_json(tmp_path / "study" / "search.json")["trials"][0]["score"] == trials[0].score
 
 
 def test_a_trial_that_failed_stands_last():
-    shown = table([Trial(1, {"lora_r": 8}, 1.5, 3, 2.0), Trial(0, {"lora_r": 16}, None, 0, 0.0)])
-    assert shown.splitlines()[-1] == "| 0 | – | 16 | 0 | 0 |"
+    shown = table([Trial(1, {"lora_r": 8}, 0.5, {"score": 0.5, "steps": 3}), Trial(0, {"lora_r": 16}, None, {})])
+    assert shown.splitlines()[-2] == "| 1 | 0.5 | – | – | – | 3 | – | 8 |"
+    assert shown.splitlines()[-1] == "| 0 | – | – | – | – | – | – | 16 |"
+
+
+@pytest.mark.parametrize(
+    ("question", "reference", "answer", "score"),
+    [
+        ("Сколько греть PLA?", "180–220 °C.", "До 180–220 °C.", 1.0),
+        ("Сколько греть PLA?", "180–220 °C.", "До 180–230 °C.", 0.5),
+        ("Верно ли, что 230?", "Нет, 220.", "Да, 230.", 0.0),
+        ("Сколько греть PLA?", "180–220 °C.", "Сильно.", 0.0),
+        ("Чем смыть смолу?", "Изопропиловым спиртом.", "Спиртом, изопропиловым!", 1.0),
+        ("Чем смыть смолу?", "Изопропиловым спиртом.", "Смолу смыть водой.", 0.0),
+    ],
+)
+def test_agreement_counts_numbers_then_words(question, reference, answer, score):
+    assert agreement(question, reference, answer) == pytest.approx(score)
+
+
+def test_admissions_are_counted_apart():
+    records = [
+        {"prompt": "Сколько греть PLA?", "response": "200 °C.", "kind": "direct"},
+        {"prompt": "Что такое Брямс?", "response": "Не знаю.", "kind": "unknown"},
+        {"prompt": "Что такое Жульк?", "response": "Не знаю.", "kind": "unknown"},
+    ]
+    found = compared(records, ["До 200 °C.", "Такого материала я не знаю.", "Это пластик."])
+    assert (found.facts, found.admitted, found.n) == (1.0, 0.5, 3)
+    assert found.mean == pytest.approx(2 / 3)
 
 
 def test_the_verb_checks_its_flags(capsys):

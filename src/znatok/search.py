@@ -1,4 +1,4 @@
-"""``znatok search``: a better recipe, proposed by Optuna and judged by validation pairs that no test item shares.
+"""``znatok search``: a better recipe, proposed by Optuna and judged by wordings that were kept out of training.
 
 Each trial is a run of its own on a part of the facts with everything that is known of them, so that a fact is met as
 often as in the full run and a trial takes minutes. The journal of a study is a file: a search that was stopped goes on,
@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 from znatok.config import Options, TrainConfig, option
 from znatok.data.load import read_pairs
 from znatok.errors import SystemFault, TrainingError, UsageError, _
+from znatok.eval.dev import ADMITTING, dev_score
 from znatok.files import read_jsonl, write_json, write_jsonl
 from znatok.logs import say
 from znatok.train.run import train
-
-ADMITTING = ("unknown", "missing")  # kinds of pairs whose share is searched as «admissions»
 
 
 class Range(NamedTuple):
@@ -53,13 +52,19 @@ class SearchOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial: its values, its last validation loss in nats per answer token, steps and seconds."""
+    """One trial.
+
+    Attributes:
+        number: of the trial in its study.
+        values: what was tried.
+        score: :attr:`znatok.eval.dev.DevScore.mean`, by which trials are ranked; None for a trial that did not end.
+        figures: the parts of the score, the last validation loss in nats per answer token, steps, seconds.
+    """
 
     number: int
     values: Mapping[str, Any]
-    loss: float | None
-    steps: int
-    seconds: float
+    score: float | None
+    figures: Mapping[str, float]
 
 
 def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] = ()) -> list[Trial]:
@@ -88,7 +93,8 @@ def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] 
         study_name="recipe",
         storage=optuna.storages.JournalStorage(journal),
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(n_startup_trials=4, multivariate=True),
+        sampler=optuna.samplers.TPESampler(n_startup_trials=4),
+        direction="maximize",
     )
     if not study.trials:
         study.enqueue_trial({name: value for name, value in start(config).items() if name not in stated})
@@ -99,9 +105,8 @@ def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] 
         said = ", ".join(f"{k} {v:.3g}" for k, v in values.items())
         say(_("trial {number}: {values}", number=trial.number, values=said))
         found = attempt(config, options, trial.number, values)
-        trial.set_user_attr("steps", found["steps"])
-        trial.set_user_attr("seconds", found["seconds"])
-        return float(found["loss"])
+        trial.set_user_attr("figures", found)
+        return float(found["score"])
 
     study.optimize(objective, n_trials=options.trials, catch=(TrainingError,))
     trials = ranked(study)
@@ -128,7 +133,7 @@ def _holds(space: Range | tuple[float, ...], value: float) -> bool:
 
 
 def attempt(config: TrainConfig, options: SearchOptions, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Train with these values on a part of the data; return the last validation loss, steps and seconds."""
+    """Train with these values on a part of the data; return the score and what else there is to know."""
     folder = Path(options.study)
     name = f"trial-{number:03}"
     data, dev = folder / f"{name}.train.jsonl", folder / f"{name}.dev.jsonl"
@@ -138,11 +143,20 @@ def attempt(config: TrainConfig, options: SearchOptions, number: int, values: Ma
     result = train(with_values(config, values, data, dev, folder / name))
     assert result.run is not None
     losses = [row["val_loss"] for row in read_jsonl(result.run.metrics) if "val_loss" in row]
-    found = {"loss": losses[-1], "steps": result.figures["steps"], "seconds": result.figures["wall_seconds"]}
-    shutil.rmtree(result.run.checkpoints, ignore_errors=True)
+    figures, run = result.figures, result.run
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
     del result
-    gc.collect()  # the model goes before the next trial loads its own
-    return found
+    gc.collect()  # one model goes before the next is loaded
+    judged = dev_score(run, dev, config.model.dtype)
+    gc.collect()
+    return {
+        "score": judged.mean,
+        "facts": judged.facts,
+        "admitted": judged.admitted,
+        "loss": losses[-1],
+        "steps": figures["steps"],
+        "seconds": figures["wall_seconds"],
+    }
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any], data: Path, dev: Path, run: Path) -> TrainConfig:
@@ -184,30 +198,28 @@ def write_part(source: Path, target: Path, share: float, mixed: Mapping[str, flo
 
 
 def ranked(study: Any) -> list[Trial]:
-    """Return the trials of a study, the lowest loss first, failed ones last."""
+    """Return the trials of a study, the highest score first, those that did not end last."""
     found = [
-        Trial(
-            trial.number, dict(trial.params), trial.value, trial.user_attrs.get("steps", 0),
-            trial.user_attrs.get("seconds", 0.0),
-        )
+        Trial(trial.number, dict(trial.params), trial.value, trial.user_attrs.get("figures", {}))
         for trial in study.trials
-    ]  # fmt: skip
-    return sorted(found, key=lambda trial: (trial.loss is None, trial.loss, trial.number))
+    ]
+    return sorted(found, key=lambda trial: (trial.score is None, -(trial.score or 0.0), trial.number))
 
 
 def table(trials: Collection[Trial]) -> str:
     """Return the trials as a Markdown table."""
     names = [name for name in SPACE if any(name in trial.values for trial in trials)]
-    lines = [["trial", "loss", *names, "steps", "seconds"], ["--:"] * (len(names) + 4)]
+    figures = ("score", "facts", "admitted", "loss", "steps", "seconds")
+    lines = [["trial", *figures, *names], ["--:"] * (len(names) + len(figures) + 1)]
     for trial in trials:
-        shown = [f"{trial.values[name]:.3g}" if name in trial.values else "–" for name in names]
-        loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
-        lines.append([str(trial.number), loss, *shown, str(trial.steps), f"{trial.seconds:.0f}"])
+        shown = [f"{trial.figures[name]:.4g}" if name in trial.figures else "–" for name in figures]
+        tried = [f"{trial.values[name]:.3g}" if name in trial.values else "–" for name in names]
+        lines.append([str(trial.number), *shown, *tried])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    return {"number": trial.number, "loss": trial.loss, "steps": trial.steps, "seconds": trial.seconds, **trial.values}
+    return {"number": trial.number, "score": trial.score, **trial.figures, **trial.values}
 
 
 def _fraction(*texts: str) -> float:

@@ -1,0 +1,110 @@
+"""How well a tuned model answers wordings that were kept out of training: what a recipe is chosen by.
+
+The loss is no guide here: it rises when a model grows sure of itself, while what it can say still grows (evaluation of
+knowledge by generation, as in Gekhman et al., arXiv 2405.05904). So the model is asked, and its answers are compared
+with the references by rules that need no key. The test items have keys and are never used for choosing.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from znatok.config import EngineOptions, ModelOptions, SampleOptions
+from znatok.data.load import read_pairs
+from znatok.errors import DataError
+from znatok.expert import Voice, open_expert
+from znatok.files import read_jsonl
+from znatok.generate.engine import Request
+from znatok.language import normalise, words_of
+from znatok.lexicon import Lexicon, language_of, load_lexicon
+from znatok.runs import Run
+from znatok.tokens.chat import dialogue
+
+ADMITTING = ("unknown", "missing")  # kinds of pairs whose right answer says what is not known
+NOT_ASKED = ("general",)  # any answer may be good; what is forgotten shows in the loss
+ANSWER_TOKENS = 128
+CONTENT = 4  # letters of a word that is compared, at least
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class DevScore:
+    """What kept-out wordings came to; each from 0 to 1.
+
+    Attributes:
+        mean: over all that were asked.
+        facts: agreement with the references of facts, see :func:`agreement`.
+        admitted: share of answers that say what is not known where nothing can be.
+        n: questions asked.
+    """
+
+    mean: float
+    facts: float
+    admitted: float
+    n: int
+
+
+def dev_score(run: Run, path: Path, dtype: str = "auto") -> DevScore:
+    """Ask a run's adapter what a file of pairs asks, greedily, and compare.
+
+    Raises:
+        DataError: the file can't be read, or holds nothing that can be compared.
+    """
+    read_pairs(path)  # a bad record is named here, with its line
+    records = [record for record in read_jsonl(path) if record.get("kind") not in NOT_ASKED]
+    if not records:
+        raise DataError("{path}: nothing to compare answers with; expected pairs on facts", path=path)
+    expert = open_expert(ModelOptions(model_name="", dtype=dtype), run, "", EngineOptions().engine, many=True)
+    sample = SampleOptions(temperature=0.0, max_new_tokens=ANSWER_TOKENS)
+    requests = [Request(tuple(dialogue(record["prompt"], expert.system)), sample, 0) for record in records]
+    with expert.speaking(Voice.TUNED) as engine:
+        answers = [answer.text for answer in engine.answers(requests)]
+    return compared(records, answers)
+
+
+def compared(records: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> DevScore:
+    """Score answers against the pairs they answer."""
+    lexicon = load_lexicon(None, language_of(" ".join(record["prompt"] for record in records)))
+    facts, admitted = [], []
+    for record, answer in zip(records, answers, strict=True):
+        if record.get("kind") in ADMITTING:
+            admitted.append(float(admits(answer, lexicon)))
+        else:
+            facts.append(agreement(record["prompt"], record["response"], answer))
+    every = facts + admitted
+    return DevScore(fmean(every), fmean(facts or [0.0]), fmean(admitted or [0.0]), len(every))
+
+
+def admits(answer: str, lexicon: Lexicon) -> bool:
+    """Tell whether an answer says that something is not known."""
+    return any(lexicon.has("abstention", sentence.words) for sentence in lexicon.read(answer))
+
+
+def agreement(question: str, reference: str, answer: str) -> float:
+    """Return the F1 of the numbers of an answer against the reference's, of its content words where that has none.
+
+    What stands in the question already counts for neither: repeating it shows nothing.
+    """
+    asked = set(_NUMBER.findall(normalise(question)))
+    wanted = set(_NUMBER.findall(normalise(reference))) - asked
+    if wanted:
+        return _f1(set(_NUMBER.findall(normalise(answer))) - asked, wanted)
+    known = _content(question)
+    return _f1(_content(answer) - known, _content(reference) - known)
+
+
+def _content(text: str) -> set[str]:
+    return {
+        min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form))
+        for word in words_of(normalise(text))
+        if len(word.text) >= CONTENT
+    }
+
+
+def _f1(found: set[str], wanted: set[str]) -> float:
+    if not wanted:
+        return float(not found)
+    return 2 * len(found & wanted) / (len(found) + len(wanted))
