@@ -101,6 +101,7 @@ def test_everything_is_written(result, run):
     assert "loss-1.en.png" in names
     stored = read_json(folder / "proof.json")
     assert stored["facts"]["runs"][0]["run"] == "run"
+    assert stored["facts"]["runs"][0]["train_seed"] == run.read_manifest()["seed"] == 42
     assert Proof.from_json(stored) == proof
     assert read_jsonl(folder / "items.jsonl") == result.rows
     page = (folder / "report.en.html").read_text(encoding="utf-8")

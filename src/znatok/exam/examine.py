@@ -176,7 +176,7 @@ def _about(run: Run, expert: Expert, adapter: str) -> dict[str, Any]:
         "adapter_sha256": adapter,
         "engine": expert.engine,
         "dtype": expert.loaded.format if expert.engine == "torch" else None,
-        "train_seed": (manifest.get("options") or {}).get("train", {}).get("seed"),
+        "train_seed": manifest.get("seed"),
         "data_sha256": manifest.get("data", {}).get("sha256"),
         "options": manifest.get("options"),
     }
