@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from znatok.eval.figures import AMBER, GREY, HAIR, INK, MUTED, TEAL
-from znatok.eval.labels import labels
+from znatok.eval.labels import interval, labels
 from znatok.eval.summary import Verdict
 from znatok.eval.typeset import SANS, save_png
 from znatok.exam.proof import Claim, Proof, Row
@@ -36,7 +36,15 @@ def forest(proof: Proof, path: Path, language: str) -> None:
         colour = CLAIM_COLOURS.get(claim.verdict, GREY)
         axes.plot([low / scale, high / scale], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([value / scale], [place], color=colour, marker="o", markersize=7)
-        axes.text(1.08, place, _figures(low, value, high), va="center", fontsize=9, color=INK, fontfamily=SANS)
+        axes.text(
+            1.08,
+            place,
+            interval(claim.difference, 3, language, sign=True),
+            va="center",
+            fontsize=9,
+            color=INK,
+            fontfamily=SANS,
+        )
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.set_yticks(range(len(claims)), [_name(claim, words) for claim in reversed(claims)], fontsize=9)
     axes.set_xlim(-1.1, 1.9)
@@ -47,13 +55,9 @@ def forest(proof: Proof, path: Path, language: str) -> None:
     save_png(figure, path)
 
 
-def _figures(low: float, value: float, high: float) -> str:
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 def _name(claim: Claim, words: Mapping[str, str]) -> str:
     name = words.get(f"proof.{claim.key}", claim.key)
-    return name if claim.b == "tuned" else f"{name} ({claim.b})"
+    return name if claim.b == "tuned" else f"{name} ({words.get(f'arm.{claim.b}', claim.b)})"
 
 
 def verdict_bars(proof: Proof, path: Path, language: str) -> None:
