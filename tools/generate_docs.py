@@ -50,7 +50,12 @@ GROUPS: dict[type[Any], str] = {
     config.LoraOptions: TRAIN_VERBS,
     config.TrainOptions: TRAIN_VERBS,
     config.SampleOptions: f"{CHAT_VERBS}, `compare`",
+    config.SearchOptions: "`search`",
 }
+EXPERT = ", ".join(
+    f"`--{name} {value:g}`" if isinstance(value, float) else f"`--{name} {value}`"
+    for name, value in config.RECIPES["expert"].items()
+)
 WORDS = {
     "en": {
         "title": "Options",
@@ -61,6 +66,9 @@ WORDS = {
         "historical": "Marked with * are the flags of the scripts znatok grew from; their names and defaults do not "
         "change. `train_model.py` has {train_model}; `chatting.py` has {chatting}. The flags of single commands are in "
         "[commands.md](commands.md).",
+        "recipes": "The defaults below are `--recipe seed`, that of `train_model.py` and `znatok demo`. "
+        "`znatok train`, `plan` and `search` take `--recipe expert` unless told otherwise: {expert}, and the large "
+        "data set where it is there and no other is named.",
         "taken": "Taken by",
         "row": ("option", "type", "default", "allowed", "meaning"),
         "types": {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"},
@@ -77,6 +85,9 @@ WORDS = {
         "historical": "Звёздочкой * отмечены флаги скриптов, из которых вырос znatok; их имена и значения по умолчанию "
         "не меняются. У `train_model.py` это {train_model}; у `chatting.py` — {chatting}. Флаги отдельных команд — в "
         "[commands.md](commands.md).",
+        "recipes": "Значения по умолчанию ниже — это `--recipe seed`, рецепт `train_model.py` и `znatok demo`. "
+        "`znatok train`, `plan` и `search` берут `--recipe expert`, если не сказано иначе: {expert}, и большой набор "
+        "данных, если он на месте и не назван другой.",
         "taken": "Где действуют",
         "row": ("параметр", "тип", "по умолчанию", "допустимо", "смысл"),
         "types": {"bool": "true или false", "int": "целое число", "float": "число", "str": "текст"},
@@ -94,6 +105,7 @@ def options_page(language: str) -> str:
     listed = {script.removesuffix(".py"): ", ".join(f"`--{f}`" for f in flags) for script, flags in HISTORICAL.items()}
     lines = [f"# {words['title']}", "", _wrapped(words["lead"]), ""]
     lines += [_wrapped(words["historical"].format(**listed)), ""]
+    lines += [_wrapped(words["recipes"].format(expert=EXPERT)), ""]
     for group, taken in GROUPS.items():
         title = translate((group.__doc__ or "").splitlines()[0].rstrip("."))
         lines += [f"## `{_table_name(group)}`: {title[0].lower()}{title[1:]}", "", f"{words['taken']}: {taken}.", ""]

@@ -49,7 +49,7 @@ def usage() -> str:
 
 def train_verb(words: list[str]) -> int:
     """Train."""
-    settings = train_config(train_parser("znatok train").parse_args(words), words)
+    settings = train_config(train_parser("znatok train", "expert").parse_args(words), words)
     from znatok.logs import say
     from znatok.train.run import train
 
@@ -61,7 +61,7 @@ def train_verb(words: list[str]) -> int:
 
 def plan_verb(words: list[str]) -> int:
     """Print what training would take."""
-    parser = train_parser("znatok plan")
+    parser = train_parser("znatok plan", "expert")
     json_flag(parser)
     args = parser.parse_args(words)
     settings = train_config(args, words)
@@ -74,15 +74,15 @@ def plan_verb(words: list[str]) -> int:
 
 def search_verb(words: list[str]) -> int:
     """Look for a better recipe."""
-    from znatok.search import SearchOptions, search, table
-
     parser = train_parser("znatok search", "expert")
     parser.description = _("Look for a better recipe; what a flag states is fixed, the rest is searched.")
-    config.add_options(parser, SearchOptions)
+    config.add_options(parser, config.SearchOptions)
     json_flag(parser)
     args = parser.parse_args(words)
     stated = config.explicit(words, config.TrainOptions) | config.explicit(words, config.LoraOptions)
-    trials = search(train_config(args, words), config.from_args(SearchOptions, args), stated)
+    from znatok.search import search, table
+
+    trials = search(train_config(args, words), config.from_args(config.SearchOptions, args), stated)
     show([dataclasses.asdict(trial) for trial in trials], [table(trials)], as_json=args.json)
     return 0
 

@@ -150,6 +150,15 @@ class TrainOptions(Options):
     dry_run: bool = option(False, "print the plan with time and memory, train nothing")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(Options):
+    """The search for a recipe."""
+
+    study: str = option("runs/search", "directory of the study: its journal, its data, a run for each trial")
+    trials: int = option(8, "trials of this process", low=1, high=10**4)
+    share: float = option(0.3, "share of the facts that a trial trains, with all their pairs", low=0.01, high=1)
+
+
 RECIPES: dict[str, dict[str, Any]] = {
     "seed": {},  # the defaults above are those of the document the project grew from
     "expert": {
@@ -332,11 +341,15 @@ def with_file(options: T, path: Path, stated: Collection[str]) -> T:
 
 def by_recipe(options: T, recipe: str, stated: Collection[str]) -> T:
     """Return a group of options with the values of a recipe, those in ``stated`` left as they are."""
+    set_by_any = {name for values in RECIPES.values() for name in values}
     values = dict(RECIPES[recipe])
     if recipe == "expert" and all(Path(path).is_file() for path in EXPERT_DATA.values()):
         values |= {} if {"data_path", "val_path"} & set(stated) else EXPERT_DATA
-    names = {spec.name for spec in dataclasses.fields(options)} - set(stated)  # type: ignore[arg-type]
-    chosen = {name: value for name, value in values.items() if name in names}
+    chosen = {
+        spec.name: values.get(spec.name, spec.default)
+        for spec in dataclasses.fields(options)  # type: ignore[arg-type]
+        if spec.name not in stated and (spec.name in values or spec.name in set_by_any)
+    }
     return dataclasses.replace(options, **chosen)  # type: ignore[type-var]
 
 

@@ -48,7 +48,7 @@ def train_parser(prog: str, recipe: str = "seed") -> config.Parser:
         help=_("options taken together: the original script's, or those that made an expert; flags go before them"),
     )
     for group in (config.ModelOptions, config.DataOptions, config.LoraOptions, config.TrainOptions):
-        config.add_options(parser, group)
+        config.add_options(parser, group, **config.RECIPES[recipe])
     return parser
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from znatok.config import Options, TrainConfig, option
+from znatok.config import SearchOptions, TrainConfig
 from znatok.data.load import read_pairs
 from znatok.errors import SystemFault, TrainingError, UsageError, _
 from znatok.eval.dev import ADMITTING, dev_score
@@ -39,15 +39,6 @@ SPACE: dict[str, Range | tuple[float, ...]] = {
     "general": (0.25, 0.5, 1.0),
 }
 """What is searched: ranges and choices. The last two are shares of those pairs, the rest are training options."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions(Options):
-    """The search."""
-
-    study: str = option("runs/search", "directory of the study: its journal, its data, a run for each trial")
-    trials: int = option(8, "trials of this process", low=1, high=10**4)
-    share: float = option(0.3, "share of the facts that a trial trains, with all their pairs", low=0.01, high=1)
 
 
 @dataclass(frozen=True, slots=True)

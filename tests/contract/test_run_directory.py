@@ -75,7 +75,7 @@ def test_the_manifests_command_repeats_the_run(run, config):
 
     program, verb, *words = read_json(run.manifest)["command"]
     assert (program, verb) == ("znatok", "train")
-    again = train_config(train_parser("znatok train").parse_args(words), words)
+    again = train_config(train_parser("znatok train", "expert").parse_args(words), words)
     assert (again.model, again.data, again.lora) == (config.model, config.data, config.lora)
     assert again.train.learning_rate == config.train.learning_rate
 

@@ -179,6 +179,7 @@ def test_doctor_prints_one_json_document(capsys):
 def test_plan_prints_one_json_document_and_writes_nothing(tiny_dir, pairs_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["plan", "--model_name", str(tiny_dir), "--data_path", str(pairs_file), "--threads", "1", "--json"]
+    words += ["--recipe", "seed"]
     before = sorted(tmp_path.rglob("*"))
     found = document(words, capsys)
     assert found["steps"] == 9
@@ -190,7 +191,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dir, pairs_file, tmp_
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     words = ["train", "--model_name", str(tiny_dir), "--data_path", str(pairs_file), "--threads", "1", "--dry-run"]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "--recipe", "seed"]) == 0
     assert "steps: 9 in 3 epochs" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -8,12 +8,12 @@ import pytest
 import helpers
 import tiny
 from znatok.cli import main
-from znatok.config import TrainConfig
+from znatok.config import SearchOptions, TrainConfig
 from znatok.errors import UsageError
 from znatok.eval.dev import agreement, compared, dev_score
 from znatok.files import read_json, read_jsonl
 from znatok.runs import find
-from znatok.search import SPACE, SearchOptions, Trial, search, table, with_values, write_part
+from znatok.search import SPACE, Trial, search, table, with_values, write_part
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

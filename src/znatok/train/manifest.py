@@ -56,8 +56,8 @@ def write_manifest(run: Run, config: TrainConfig, ready: Prepared, figures: dict
 
 
 def command(config: TrainConfig) -> list[str]:
-    """Return the command that repeats this run: every option that differs from its default."""
-    words = ["znatok", "train"]
+    """Return the command that repeats this run: every option that differs from its default, the seed recipe."""
+    words = ["znatok", "train", "--recipe", "seed"]
     for group in (config.model, config.data, config.lora, config.train):
         for spec in dataclasses.fields(group):
             value = getattr(group, spec.name)
