@@ -15,7 +15,7 @@ def row(arm, i, split="T1", run="", **changes):
         "kind": "open", "id": f"{split}-{i}", "split": split, "cluster": f"{split}-{i // 2}", "type": "numeric",
         "arm": arm, "run": run,
         "recall": 0.5, "precision": None, "verdict": "partial", "contradictions": 0, "stop": "end", "cjk": False,
-        "repetition": 0.0, "tokens": 30, "words": 20, **dict.fromkeys(CRITERIA, 0.5),
+        "repetition": 0.0, "recited": False, "names_field": True, "tokens": 30, "words": 20, **dict.fromkeys(CRITERIA, 0.5),
     }  # fmt: skip
     return made | changes
 
@@ -136,3 +136,14 @@ def test_nothing_is_dropped_from_the_tables():
     text = markdown(prove(rows, [], 1), "ru")
     assert "P1 знает больше" in text
     assert "**T2**" in text
+
+
+def test_memorisation_is_what_the_training_words_add_for_the_same_fact():
+    known = [row("tuned", i, "T1", "s1", recall=0.25 * (i % 2), cluster=f"c{i // 2}") for i in range(20)]
+    learnt = [
+        row("tuned", i, "T0", "s1", recall=0.625, cluster=f"c{i}") for i in range(12)
+    ]  # c10 and c11 are not in T1
+    cells = {(cell.split, cell.measure): cell.value for cell in table(Scores([*known, *learnt], 1))}
+    assert cells["T0", "memorised"].value == pytest.approx(0.5)
+    assert cells["T0", "memorised"].n == 10
+    assert ("T1", "memorised") not in cells
