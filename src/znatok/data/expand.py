@@ -137,9 +137,9 @@ def read_strangers(path: Path) -> Strangers:
         raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=error) from error
     if not all(lists.values()) or not all("{name}" in answer for answer in lists["answers"]):
         raise DataError(
-            "{path}: expected names, instead_of, unless, topics and answers, each answer with {{name}}",
-            path=shown_path(path),
-        )
+            "{path}: expected names, instead_of, unless, topics and answers, each answer with {name}",
+            path=shown_path(path), name="{name}",
+        )  # fmt: skip
     return Strangers(**lists)
 
 
