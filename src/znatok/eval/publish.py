@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -46,6 +47,11 @@ def publish(run: Path, repo: Path) -> list[Path]:
         repo / name: renewed(repo / name, results_block(summary, manifest, language))
         for name, language in READMES.items()
     }
+    return put(copies, texts)
+
+
+def put(copies: Mapping[Path, Path], texts: Mapping[Path, str]) -> list[Path]:
+    """Copy files to their targets and write texts, each whole or not at all; return what was written."""
     for source, target in copies.items():
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)

@@ -4,7 +4,6 @@ The card holds every judged difference in ``model-index``, the form in which Hug
 table as the README. Numbers are copied from ``eval/proof.json``, never computed again.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from znatok.errors import UsageError
 from znatok.eval.labels import labels
-from znatok.eval.publish import READMES, SHOWN_HASH, plain, renewed
+from znatok.eval.publish import READMES, SHOWN_HASH, plain, put, renewed
 from znatok.exam.proof import Claim, Proof
 from znatok.exam.text import claims_table
-from znatok.files import read_json, replacing, write_text
+from znatok.files import read_json, write_text
 
 MARKS = ("<!-- proof:start -->", "<!-- proof:end -->")
 IMAGES = ("forest", "verdicts")
@@ -45,12 +44,7 @@ def publish_proof(run: Path, repo: Path) -> list[Path]:
         repo / name: renewed(repo / name, block(proof, facts, language), MARKS) for name, language in READMES.items()
     }
     copies = {run / "eval" / name: repo / "images" / name for name in names}
-    for source, target in copies.items():
-        with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
-    for path, text in texts.items():
-        write_text(path, text)
-    return [*copies.values(), *texts]
+    return put(copies, texts)
 
 
 def read_proof(run: Path) -> tuple[Proof, dict[str, Any]]:
