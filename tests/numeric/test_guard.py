@@ -190,3 +190,17 @@ def test_a_verdict_is_kept_as_plain_json():
     }
     assert json.loads(json.dumps(stated)) == stated
     assert stated["worst_group"] in {f"{number}.{group}" for number in range(2) for group in GROUPS}
+
+
+def test_a_gradient_of_many_values_is_like_itself():
+    """float32 sums put the cosine of so many values with themselves at 1.001, and 0.984 above the limit."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(9_000_000, generator=generator) ** 8 * 1e-3
+    gradient = torch.randn(9_000_000, generator=generator) * spread
+    other = gradient + torch.randn(9_000_000, generator=generator) * spread * 0.1
+    same = guard._compare(1.0, 1.0, {"0.qkv": gradient}, {"0.qkv": gradient})
+    assert same.cosine == pytest.approx(1.0, abs=1e-9)
+    near = guard._compare(1.0, 1.0, {"0.qkv": gradient, "0.out": other}, {"0.qkv": other, "0.out": gradient})
+    a, b = gradient.double(), other.double()
+    assert near.cosine == pytest.approx(float(2 * (a @ b) / (a @ a + b @ b)), abs=1e-9)
+    assert near.worst[0] == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-9)
