@@ -123,7 +123,7 @@ class TorchEngine(TokenEngine):
             hidden: Tensor = self._model.model(
                 input_ids=ids.to(self._device),
                 position_ids=positions.to(self._device),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 rows=rows,
             ).last_hidden_state[:, -1]
