@@ -164,7 +164,14 @@ def eval_verb(words: list[str]) -> int:
     parser = config.Parser(
         prog="znatok eval", description=_("Examine base and tuned models with keyed questions, and say what is shown.")
     )
-    parser.add_argument("runs", nargs="*", help=_("run directories, one for each training seed; by default the newest"))
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        help=_(
+            "run directories, one for each training seed, by default the newest; or records of what models said "
+            "before, files or folders, which are judged without a model"
+        ),
+    )
     parser.add_argument("--questions", type=Path, nargs="+", default=[], metavar="FILE", help=_("test items"))
     parser.add_argument("--lexicon", type=Path, metavar="FILE", help=_("words of the field"))
     parser.add_argument(
@@ -191,18 +198,17 @@ def eval_verb(words: list[str]) -> int:
         raise UsageError("--limit {value}: expected a whole number, 0 or more", value=args.limit)
     if args.judge_items < 1:
         raise UsageError("--judge_items {value}: expected a whole number, 1 or more", value=args.judge_items)
-    from znatok.exam.examine import examine
+    from znatok.exam.examine import examine, find_sources
     from znatok.exam.text import markdown
     from znatok.logs import say
-    from znatok.runs import find
 
-    runs = [find(name) for name in args.runs or [None]]
-    proof = examine(runs, args)
+    sources = find_sources(args.runs or [None])
+    proof = examine(sources, args)
     show(proof.to_json(), [markdown(proof, "ru" if russian() else "en")], as_json=args.json)
     say(
         _(
             "everything is in {path}: report.ru.html, report.en.html, items.jsonl, proof.json",
-            path=runs[0].path / "eval",
+            path=sources.folder,
         )
     )
     return 0

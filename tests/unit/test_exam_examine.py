@@ -8,13 +8,16 @@ from huggingface_hub import ModelCard
 import helpers
 import tiny
 from znatok.cli import main
-from znatok.config import ModelOptions
+from znatok.config import ModelOptions, SampleOptions
 from znatok.data.schema import Pair
-from znatok.exam import examine as module
-from znatok.exam.examine import evaluate, plan_examination, write_proof
+from znatok.exam import sitting
+from znatok.exam.examine import Result, evaluate, judge_records, write_proof
+from znatok.exam.items import read_items
 from znatok.exam.likelihood import bits_per_byte, choose, prefer
+from znatok.exam.plan import Examination, plan_examination
 from znatok.exam.proof import Proof, prove
-from znatok.exam.publish import MARKS
+from znatok.exam.publish import MARKS, write_card
+from znatok.exam.record import read_records, write_record
 from znatok.exam.text import claims_table, runs_table
 from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl
@@ -55,8 +58,8 @@ def run(tiny_dir, folder):
 def planned(folder, **options):
     questions, data = folder / "questions.jsonl", folder / "pairs.jsonl"
     what = plan_examination([questions], None, folder / "facts.jsonl", data, **options)
-    sample = module.SampleOptions(temperature=0.0, max_new_tokens=6)
-    return module.Examination(**{**vars(what), "sample": sample, "prose": {"ru": folder / "prose.txt"}})
+    sample = SampleOptions(temperature=0.0, max_new_tokens=6)
+    return Examination(**{**vars(what), "sample": sample, "prose": {"ru": folder / "prose.txt"}})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_what_was_measured_is_not_asked_again(result, run, folder, monkeypatch):
         raise AssertionError("asked again")
 
     for name in ("choose", "prefer", "bits_per_byte"):
-        monkeypatch.setattr(module, name, forbidden)
+        monkeypatch.setattr(sitting, name, forbidden)
     monkeypatch.setattr("znatok.generate.torch_engine.TorchEngine.answers", forbidden)
     again = evaluate([run], planned(folder), "float32")
     assert again.rows == result.rows
@@ -94,7 +97,7 @@ def test_asked_afresh_the_answers_are_the_same(result, run, folder):
 
 def test_everything_is_written(result, run):
     proof = prove(result.rows, result.texts, 1)
-    write_proof([run], result, proof)
+    write_proof(run.path / "eval", result, proof)
     folder = run.path / "eval"
     names = {path.name for path in folder.iterdir()}
     assert {"items.jsonl", "proof.json", "proof.en.md", "report.ru.html", "forest.en.png", "verdicts.ru.png"} <= names
@@ -112,7 +115,7 @@ def test_everything_is_written(result, run):
 
 def test_the_model_card_holds_the_same_numbers(result, run):
     proof = prove(result.rows, result.texts, 1)
-    write_proof([run], result, proof)
+    write_card(run.path, proof, result.facts)
     card = ModelCard.load(run.path / "README.md")
     found = {one.metric_name: one for one in card.data.eval_results}
     assert len(found) == len([claim for claim in proof.claims if claim.after.value is not None])
@@ -122,13 +125,37 @@ def test_the_model_card_holds_the_same_numbers(result, run):
     assert shown.metric_args["verdict"] == str(claim.verdict)
     assert claims_table(proof, "en") in card.text
     (run.path / "README.md").write_text("мой текст", encoding="utf-8")
-    write_proof([run], result, proof)
+    write_card(run.path, proof, result.facts)
     assert (run.path / "README.md").read_text(encoding="utf-8") == "мой текст"  # a card of one's own stays
     (run.path / "README.md").unlink()
 
 
+def test_a_record_is_judged_again_without_a_model(result, run, folder, tmp_path, monkeypatch, capsys):
+    for record in result.records:
+        write_record(record, tmp_path / record.file_name)
+    again = judge_records(read_records(tmp_path), planned(folder))
+    assert again.rows == result.rows
+    assert again.texts == result.texts
+    assert again.facts == json.loads(json.dumps(result.facts))
+    monkeypatch.setattr("znatok.exam.sitting.open_expert", None)  # no weights from here on
+    questions = ["--questions", str(folder / "questions.jsonl"), "--knowledge", str(folder / "facts.jsonl")]
+    assert main(["eval", str(tmp_path), *questions]) == 0
+    assert "| P1 knows more" in capsys.readouterr().out
+    assert (tmp_path / "eval" / "report.en.html").is_file()
+    assert read_jsonl(tmp_path / "eval" / "items.jsonl") == result.rows
+
+
+def test_a_new_run_is_judged_beside_records(result, run, folder, tmp_path):
+    base, _tuned = result.records
+    write_record(base, tmp_path / "base.jsonl")
+    what = planned(folder)
+    heard = sitting.hear([run], what, "float32", base=False)
+    assert [record.about.voice for record in heard] == ["tuned"]
+    assert judge_records([*heard, *read_records(tmp_path)], what).rows == result.rows
+
+
 def test_a_proof_is_published_between_its_marks(result, run, tmp_path):
-    write_proof([run], result, prove(result.rows, result.texts, 1))
+    write_proof(run.path / "eval", result, prove(result.rows, result.texts, 1))
     for name in ("README.md", "README.ru.md"):
         (tmp_path / name).write_text(f"до\n{MARKS[0]}\nстарое\n{MARKS[1]}\nпосле\n", encoding="utf-8")
     assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 0
@@ -139,6 +166,9 @@ def test_a_proof_is_published_between_its_marks(result, run, tmp_path):
     assert "| P1 знает больше" in text
     assert str(run.path) not in text
     assert (tmp_path / "images" / "forest.ru.png").is_file()
+    (results,) = (tmp_path / "results").iterdir()
+    assert sorted(path.name for path in results.iterdir()) == ["base.jsonl", "run.jsonl"]
+    assert str(tmp_path) not in (results / "run.jsonl").read_text(encoding="utf-8")
     (tmp_path / "README.md").write_text("без меток", encoding="utf-8")
     assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 2
 
@@ -147,7 +177,7 @@ def test_training_questions_are_asked_bare_and_decide_nothing(run, folder, tmp_p
     learnt = {**QUESTIONS[0], "id": "q0", "split": "T0"}
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(q) + "\n" for q in (learnt, *QUESTIONS[:3])), encoding="utf-8")
-    what = module.Examination(**{**vars(planned(folder)), "items": module.read_items([path]), "prose": {}})
+    what = Examination(**{**vars(planned(folder)), "items": read_items([path]), "prose": {}})
     result = evaluate([run], what, "float32")
     assert {row["arm"] for row in result.rows if row["id"] == "q0"} == {"base", "tuned"}
     with_it, without = (
@@ -159,8 +189,8 @@ def test_training_questions_are_asked_bare_and_decide_nothing(run, folder, tmp_p
 
 def test_hostile_answers_stay_text(result, run):
     rows = [dict(row, text="<script>alert(1)</script>\x1b[2J") if "text" in row else row for row in result.rows]
-    changed = module.Result(rows, result.texts, result.facts)
-    write_proof([run], changed, prove(rows, result.texts, 1))
+    changed = Result(result.records, rows, result.texts, result.facts)
+    write_proof(run.path / "eval", changed, prove(rows, result.texts, 1))
     page = (run.path / "eval" / "report.ru.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page
     assert "<script" not in page

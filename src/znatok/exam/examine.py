@@ -1,285 +1,122 @@
 """``znatok eval``: ask everything of every arm, score it by rules, and say what is shown.
 
-Start reading at :func:`evaluate`. Whatever was measured before for the same weights and the same question is taken from
-the store, so a run cut short goes on where it stopped, and the base is asked once however many adapters it has.
+Start reading at :func:`evaluate`: what models say becomes records (``exam.sitting``, ``exam.record``), and records are
+judged without a model. So a published record can be judged again by anybody, in seconds.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from znatok.config import EngineOptions, ModelOptions, SampleOptions, TrainConfig
-from znatok.data.load import read_pairs
-from znatok.errors import DataError, UsageError, _
+from znatok.config import TrainConfig
+from znatok.errors import UsageError, _
 from znatok.eval import metrics
 from znatok.eval.figures import training_loss
 from znatok.eval.labels import interval
 from znatok.exam.agreement import agreement, read_labels, write_sheet
-from znatok.exam.arms import ARMS, Arm, Store, ask, fingerprint, identity, request
+from znatok.exam.arms import Store
 from znatok.exam.claims import score
 from znatok.exam.criteria import criteria
 from znatok.exam.figures import forest, reliability, verdict_bars
-from znatok.exam.items import Items, OpenItem, read_items
+from znatok.exam.items import Item, OpenItem
 from znatok.exam.judge import Judge, judge_pairs, pairs_of
-from znatok.exam.likelihood import bits_per_byte, choose, prefer
-from znatok.exam.memory import recited, runs
-from znatok.exam.proof import MEMORISED, Proof, prove
+from znatok.exam.likelihood import weighed
+from znatok.exam.memory import recited
+from znatok.exam.plan import Examination, plan_examination
+from znatok.exam.proof import Proof, prove
 from znatok.exam.publish import write_card
+from znatok.exam.record import BASE, RECORDS, About, Record, is_record, read_records, together, write_record
 from znatok.exam.report import render_proof
+from znatok.exam.sitting import hear
 from znatok.exam.text import markdown
-from znatok.expert import Expert, Voice, open_expert
-from znatok.files import cache_home, read_jsonl, sha256, write_json, write_jsonl, write_text
-from znatok.lexicon import Lexicon, lexicon_near, load_lexicon
+from znatok.files import sha256, write_json, write_jsonl, write_text
+from znatok.lexicon import Lexicon
 from znatok.logs import say
-from znatok.model.machine import machine
-from znatok.retrieve import Knowledge, read_knowledge
-from znatok.runs import Run, held
-
-STANDARD = ("t0", "t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")
-ANSWER_TOKENS = 256  # of one answer at most
-
-
-@dataclass(frozen=True)
-class Examination:
-    """Everything that is asked, and by what it is judged.
-
-    Attributes:
-        items: open questions, choices and pairs.
-        lexicon: the words of the field.
-        knowledge: passages for the arms that may look things up; without them those arms are left out.
-        prose: texts by a name, for bits per byte.
-        sample: how answers are drawn; greedy.
-        seed: of drawing, and of the statistics.
-        fresh: ask everything again.
-        taught: runs of words of the answers that were trained, see :mod:`znatok.exam.memory`.
-    """
-
-    items: Items
-    lexicon: Lexicon
-    knowledge: Knowledge | None
-    prose: Mapping[str, Path]
-    sample: SampleOptions
-    seed: int
-    fresh: bool = False
-    taught: frozenset[tuple[str, ...]] = frozenset()
-
-    @property
-    def arms(self) -> tuple[Arm, ...]:
-        """Return the arms that can be asked."""
-        return tuple(arm for arm in ARMS if self.knowledge is not None or not arm.informed)
-
-
-def plan_examination(
-    questions: Sequence[Path],
-    lexicon: Path | None,
-    knowledge: Path | None,
-    data: Path,
-    *,
-    limit: int = 0,
-    seed: int = 42,
-    fresh: bool = False,
-) -> Examination:
-    """Choose what to ask: the files named, else the project's own beside its data set.
-
-    Raises:
-        DataError: a file can't be read, an item is bad, or there is nothing to ask.
-    """
-    own = next((folder for folder in _beside(data) if (folder / "t1.jsonl").is_file()), data.parent)
-    standard = not questions and (own / "t1.jsonl").is_file()
-    if not questions and not standard:
-        raise DataError("{path} has no test items beside it: name some with --questions", path=data)
-    files = [own / f"{name}.jsonl" for name in STANDARD] if standard else list(questions)
-    words = load_lexicon(lexicon or lexicon_near(files[0]))
-    facts = own.parent / "facts.jsonl"
-    chosen = knowledge or (facts if standard and facts.is_file() else None)
-    prose = {language: own / f"prose_{language}.txt" for language in ("ru", "en")} if standard else {}
-    return Examination(
-        items=read_items(files).limited(limit),
-        lexicon=words,
-        knowledge=read_knowledge(chosen, words) if chosen else None,
-        prose={name: path for name, path in prose.items() if path.is_file()} if not limit else {},
-        sample=SampleOptions(temperature=0.0, max_new_tokens=ANSWER_TOKENS),
-        seed=seed,
-        fresh=fresh,
-        taught=runs(pair.response for pair in read_pairs(data, skip_bad=True).pairs) if data.is_file() else frozenset(),
-    )
-
-
-def _beside(data: Path) -> tuple[Path, ...]:
-    """Return where a data set's own test items may be: for ``data.jsonl`` and for ``data/expanded.jsonl``."""
-    return data.parent / "data" / "eval", data.parent / "eval"
+from znatok.runs import Run, find, held
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured.
+    """What was heard, judged.
 
     Attributes:
+        records: what it was judged from, the base's first.
         rows: a row per arm, run and item; ``eval/items.jsonl``.
         texts: bits per byte of each window of prose, by voice, run and text.
         facts: what a reader must know to judge or repeat it.
     """
 
+    records: list[Record]
     rows: list[dict[str, Any]]
     texts: list[dict[str, Any]]
     facts: dict[str, Any]
 
 
 def evaluate(examined: Sequence[Run], what: Examination, dtype: str = "auto") -> Result:
-    """Ask all arms; the tuned ones of every run, each a training seed of its own.
+    """Ask all arms and judge what they say; the tuned ones of every run, each a training seed of its own.
 
     Args:
         examined: adapters of one base, trained alike but for their seeds.
         what: the questions and the rules.
         dtype: number format of the base.
     """
-    started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    texts: list[dict[str, Any]] = []
-    about: list[dict[str, Any]] = []
-    for number, run in enumerate(examined):
-        expert = open_expert(ModelOptions(model_name="", dtype=dtype), run, "", EngineOptions().engine, many=True)
-        adapter = sha256(run.path / "adapter_model.safetensors")
-        about.append(_about(run, expert, adapter))
-        for voice in expert.voices:
-            if voice is Voice.BASE and number:
-                continue  # the base is the same for all
-            name = run.path.name if voice is Voice.TUNED else ""
-            who = identity(expert, voice, adapter)
-            sitting = Sitting(expert, voice, name, what, _store(what, run, expert, voice), who)
-            rows += [*sitting.answers(), *sitting.choices(), *sitting.pairs()]
-            texts += sitting.prose()
+    return judge_records(hear(examined, what, dtype), what)
+
+
+def judge_records(records: Sequence[Record], what: Examination) -> Result:
+    """Judge what was heard by the rules; no model is needed.
+
+    Raises:
+        UsageError: the records can't be compared.
+        DataError: a record holds no answer to a question of this examination.
+    """
+    base, tuned = together(records)
+    rows = [row for record in (base, *tuned) for row in rows_of(record, what)]
     said = hashlib.sha256("\x00".join(row["text"] for row in rows if "text" in row).encode()).hexdigest()
     facts = {
-        "runs": about,
+        "runs": [asdict(record.about) for record in tuned],
         "items_sha256": dict(what.items.sha256),
         "lexicon_sha256": sha256(what.lexicon.path) if what.lexicon.path else None,
-        "sampling": asdict(what.sample),
+        "knowledge_sha256": what.knowledge_sha256,
+        "sampling": dict(base.about.sampling),
         "seed": what.seed,
         "answers_sha256": said,
-        "machine": machine(),
-        "seconds": round(time.perf_counter() - started, 1),
+        "machines": machines(record.about for record in (base, *tuned)),
     }
-    return Result(rows, texts, facts)
+    return Result([base, *tuned], rows, [text for record in (base, *tuned) for text in record.texts()], facts)
 
 
-def _about(run: Run, expert: Expert, adapter: str) -> dict[str, Any]:
-    manifest = run.read_manifest()
-    return {
-        "run": run.path.name,
-        "model_name": expert.base_name,
-        "base_sha256": expert.base_sha256,
-        "adapter_sha256": adapter,
-        "engine": expert.engine,
-        "dtype": expert.loaded.format if expert.engine == "torch" else None,
-        "train_seed": manifest.get("seed"),
-        "data_sha256": manifest.get("data", {}).get("sha256"),
-        "options": manifest.get("options"),
-    }
+def machines(asked: Iterable[About]) -> list[dict[str, Any]]:
+    """Return the machines that computed, each once."""
+    return [dict(pairs) for pairs in dict.fromkeys(tuple(about.machine.items()) for about in asked)]
 
 
-def _store(what: Examination, run: Run, expert: Expert, voice: Voice) -> Store:
-    """Return where results are kept: a tuned model's in its run, the base's for all its runs."""
-    path = run.path / "eval" / "measured.jsonl"
-    if voice is Voice.BASE:
-        path = cache_home() / "measured" / f"{expert.base_sha256[:32]}.jsonl"
-    return Store(None if what.fresh else path)
+def rows_of(record: Record, what: Examination) -> list[dict[str, Any]]:
+    """Return a row for each item and arm of one voice."""
+    voice, run = record.about.voice, record.about.run
+    rows = []
+    for arm in (arm for arm in what.arms if arm.voice == voice):
+        for item in what.open_to(arm):
+            line = record.of("open", arm.name, item)
+            recital = {"recited": recited(str(line["text"]), what.taught)}
+            rows.append(judged(item, line, arm.name, run, what.lexicon) | recital)
+    for choice in what.items.choices:
+        values = asdict(weighed(choice, record.of("choice", voice, choice)["losses"]))
+        del values["losses"]
+        rows.append({"kind": "choice", **_place(choice), "arm": voice, "run": run, **values})
+    for pair in what.items.pairs:
+        line = record.of("pair", voice, pair)
+        values = {name: line[name] for name in ("margin", "margin_bare")}
+        rows.append({"kind": "pair", **_place(pair), "arm": voice, "run": run, **values})
+    return rows
 
 
-@dataclass(frozen=True)
-class Sitting:
-    """One voice of one run before all questions; every method returns rows.
-
-    Attributes:
-        expert: the loaded model.
-        voice: base or tuned.
-        run: the name of the run for the tuned voice, empty for the base.
-        what: the questions and the rules.
-        store: what was measured before.
-        who: what identifies the weights and what computes them.
-    """
-
-    expert: Expert
-    voice: Voice
-    run: str
-    what: Examination
-    store: Store
-    who: tuple[Any, ...]
-
-    def answers(self) -> list[dict[str, Any]]:
-        """Ask the open questions in every arm of this voice, and judge the answers."""
-        rows = []
-        what = self.what
-        for arm in (arm for arm in what.arms if arm.voice is self.voice):
-            items = [item for item in what.items.open if item.split != MEMORISED or arm.bare]
-            requests = [
-                request(arm, item.question, self.expert.system, what.lexicon, what.knowledge, what.sample, what.seed)
-                for item in items
-            ]
-            done = self._progress(arm.name, len(requests))
-            answers = ask(self.expert, self.voice, requests, self.who, self.store, done)
-            rows += [
-                judged(item, answer, arm.name, self.run, what.lexicon)
-                | {"recited": recited(str(answer["text"]), what.taught)}
-                for item, answer in zip(items, answers, strict=True)
-            ]
-        return rows
-
-    def choices(self) -> list[dict[str, Any]]:
-        """Weigh the options of the choices."""
-        items = self.what.items.choices
-        done = self._progress("choices", len(items))
-        return self._weighed(
-            "choice", items, lambda model: choose(model, self.expert.chat, self.expert.system, items, done)
-        )
-
-    def pairs(self) -> list[dict[str, Any]]:
-        """Weigh the true and the false statements."""
-        items = self.what.items.pairs
-        done = self._progress("pairs", len(items))
-        return self._weighed(
-            "pair", items, lambda model: prefer(model, self.expert.chat, self.expert.system, items, done)
-        )
-
-    def prose(self) -> list[dict[str, Any]]:
-        """Read the texts."""
-        rows = []
-        for name, path in self.what.prose.items():
-            key = fingerprint(self.who, "prose", sha256(path))
-            if key not in self.store.known:
-                with self.expert.weights(self.voice) as model:
-                    self.store.put(key, bits_per_byte(model, self.expert.chat, path))
-                say(_("{what}: read", what=f"{path.name}, {self.run or self.voice}"))
-            rows.append({"text": name, "arm": str(self.voice), "run": self.run, "windows": self.store.known[key]})
-        return rows
-
-    def _weighed(
-        self, kind: str, items: Sequence[Any], measure: Callable[[Any], Sequence[Any]]
-    ) -> list[dict[str, Any]]:
-        key = fingerprint(self.who, kind, self.expert.system, [asdict(item) for item in items])
-        if key not in self.store.known:
-            with self.expert.weights(self.voice) as model:
-                self.store.put(key, [asdict(one) for one in measure(model)])
-        return [
-            {"kind": kind, "id": item.id, "split": item.split, "cluster": item.cluster, "topic": item.topic}
-            | {"arm": str(self.voice), "run": self.run, **values}
-            for item, values in zip(items, self.store.known[key], strict=True)
-        ]
-
-    def _progress(self, name: str, total: int) -> Callable[[int], None]:
-        shown = time.monotonic()
-
-        def done(count: int) -> None:
-            nonlocal shown
-            if count == total or time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                say(f"{name}, {self.run or self.voice}: {count}/{total}")
-
-        return done
+def _place(item: Item) -> dict[str, str]:
+    return {"id": item.id, "split": item.split, "cluster": item.cluster, "topic": item.topic}
 
 
 def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexicon: Lexicon) -> dict[str, Any]:
@@ -288,10 +125,7 @@ def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexico
     found = score(item, text, lexicon)
     return {
         "kind": "open",
-        "id": item.id,
-        "split": item.split,
-        "cluster": item.cluster,
-        "topic": item.topic,
+        **_place(item),
         "type": item.type,
         "arm": arm,
         "run": run,
@@ -319,49 +153,96 @@ def judged(item: OpenItem, answer: Mapping[str, Any], arm: str, run: str, lexico
     }
 
 
-def examine(examined: Sequence[Run], args: Any) -> Proof:
-    """Do what ``znatok eval`` is asked to, and write ``eval/`` of the first run.
+@dataclass(frozen=True)
+class Sources:
+    """What is examined: runs, whose models are asked, and records of what others said before.
+
+    Attributes:
+        runs: run directories.
+        records: of voices that need not be asked again.
+        folder: where everything is written.
+    """
+
+    runs: tuple[Run, ...]
+    records: tuple[Record, ...]
+    folder: Path
+
+    @property
+    def data_path(self) -> Path:
+        """Return the data that was trained on; the test items are looked for beside it."""
+        if self.runs and self.runs[0].options.is_file():
+            return Path(TrainConfig.from_toml(self.runs[0].options).data.data_path)
+        named = [record.about.data_path for record in self.records if record.about.data_path]
+        return Path(named[0] if named else TrainConfig().data.data_path)
+
+
+def find_sources(names: Sequence[str | None]) -> Sources:
+    """Return the runs and records of these names; None is the newest run.
+
+    Raises:
+        ModelError: there is no such run.
+        DataError: a record can't be read.
+    """
+    runs: list[Run] = []
+    records: list[Record] = []
+    folders: list[Path] = []
+    for name in names:
+        path = Path(name or "")
+        if name and is_record(path):
+            records += read_records(path)
+            folders.append(path if path.is_dir() else path.parent)
+        else:
+            runs.append(find(name))
+    first = runs[0].path if runs else folders[0]
+    return Sources(tuple(runs), tuple(records), first / "eval")
+
+
+def examine(sources: Sources, args: Any) -> Proof:
+    """Do what ``znatok eval`` is asked to, and write it down.
 
     Args:
-        examined: adapters of one base.
+        sources: adapters of one base, or what they said before.
         args: the verb's flags: questions, lexicon, knowledge, limit, test_seed, fresh, dtype, blind, labels, judge,
             judge_model, judge_items.
     """
-    options = TrainConfig.from_toml(examined[0].options) if examined[0].options.is_file() else TrainConfig()
     what = plan_examination(
         args.questions,
         args.lexicon,
         args.knowledge,
-        Path(options.data.data_path),
+        sources.data_path,
         limit=args.limit,
         seed=args.test_seed,
         fresh=args.fresh,
     )
-    with held(examined[0]):
-        result = evaluate(examined, what, args.dtype)
+    with held(sources.runs[0]) if sources.runs else nullcontext():
+        known = any(record.about.voice == BASE for record in sources.records)
+        heard = hear(sources.runs, what, args.dtype, base=not known)
+        result = judge_records([*heard, *sources.records], what)
         proof = prove(result.rows, result.texts, what.seed)
-        write_proof(examined, result, proof)
+        write_proof(sources.folder, result, proof)
+        for run in sources.runs:
+            write_card(run.path, proof, result.facts)
         if args.labels:
             found = agreement(result.rows, read_labels(args.labels), what.seed)
-            write_json(examined[0].path / "eval" / "agreement.json", asdict(found))
+            write_json(sources.folder / "agreement.json", asdict(found))
             shown = f"{found.same:.2f}, kappa {interval(found.kappa, 2, 'en')}"
             say(_("the rules and the person agree: {shown}, n = {n}", shown=shown, n=found.n))
         if args.judge:
-            ask_judge(examined[0], result, args, what.seed)
+            ask_judge(sources.folder, result, args, what.seed)
         if args.blind:
             write_sheet(result.rows, args.blind, what.seed)
             say(_("{path}: write correct, partial, incorrect or not attempted beside each answer", path=args.blind))
     return proof
 
 
-def ask_judge(run: Run, result: Result, args: Any, seed: int) -> None:
-    """Have base and tuned compared by another model; ``eval/judge.json``."""
+def ask_judge(folder: Path, result: Result, args: Any, seed: int) -> None:
+    """Have base and tuned compared by another model; ``judge.json``."""
     if args.judge_model in {name for about in result.facts["runs"] for name in (about["model_name"], about["run"])}:
         raise UsageError("--judge_model {name}: a model is no judge of itself; name another", name=args.judge_model)
-    judge = Judge(args.judge, args.judge_model, Store(run.path / "eval" / "judged.jsonl"))
+    judge = Judge(args.judge, args.judge_model, Store(folder / "judged.jsonl"))
     opinions = judge_pairs(pairs_of(result.rows, args.judge_items, seed), judge.verdict)
     write_json(
-        run.path / "eval" / "judge.json",
+        folder / "judge.json",
         {
             "model": judge.model,
             "date": datetime.now(UTC).date().isoformat(),
@@ -382,15 +263,16 @@ def ask_judge(run: Run, result: Result, args: Any, seed: int) -> None:
         )
 
 
-def write_proof(examined: Sequence[Run], result: Result, proof: Proof) -> None:
-    """Write everything a reader may ask for: each item, each number, pictures, the report in both languages.
+def write_proof(folder: Path, result: Result, proof: Proof) -> None:
+    """Write everything a reader may ask for: records, each item, each number, pictures, the report in both languages.
 
     Args:
-        examined: the runs; everything goes to ``eval/`` of the first.
-        result: what was measured.
+        folder: ``eval/`` of a run, or of a folder of records.
+        result: what was heard and how it was judged.
         proof: what it shows.
     """
-    folder = examined[0].path / "eval"
+    for record in result.records:
+        write_record(record, folder / RECORDS / record.file_name)
     write_jsonl(folder / "items.jsonl", result.rows)
     write_json(folder / "proof.json", {"facts": result.facts, **proof.to_json()})
     for language in ("en", "ru"):
@@ -399,11 +281,9 @@ def write_proof(examined: Sequence[Run], result: Result, proof: Proof) -> None:
         verdict_bars(proof, images["verdicts"], language)
         if any(row["kind"] == "choice" for row in result.rows):
             reliability(result.rows, images["reliability"], language)
-        for number, run in enumerate(run for run in examined if run.metrics.is_file()):
-            curve = images.setdefault(f"loss: {run.path.name}", folder / f"loss-{number + 1}.{language}.png")
-            training_loss(read_jsonl(run.metrics), curve, language)
+        for number, record in enumerate(record for record in result.records if record.losses()):
+            curve = images.setdefault(f"loss: {record.about.run}", folder / f"loss-{number + 1}.{language}.png")
+            training_loss(record.losses(), curve, language)
         shown = {name: path for name, path in images.items() if path.is_file()}
         write_text(folder / f"proof.{language}.md", markdown(proof, language))
         write_text(folder / f"report.{language}.html", render_proof(proof, result.rows, result.facts, shown, language))
-    for run in examined:
-        write_card(run.path, proof, result.facts)

@@ -33,6 +33,7 @@ class Chosen:
         probability: of the right option among all, by the whole option.
         confidence: of the likeliest option.
         brier: sum of squared errors of those probabilities, 0 to 2.
+        losses: of each option in nats, which all of this follows from.
     """
 
     right: bool
@@ -40,18 +41,20 @@ class Chosen:
     probability: float
     confidence: float
     brier: float
+    losses: tuple[float, ...]
 
 
 def choose(model: Any, chat: ChatFormat, system: str, items: Sequence[ChoiceItem], done: Done) -> list[Chosen]:
     """Hold every option as the answer to its question and compare how likely they are."""
     groups = [[_answer(chat, system, item.question, option) for option in item.options] for item in items]
     return [
-        _chosen(item, [loss for loss, _tokens in losses])
+        weighed(item, [loss for loss, _tokens in losses])
         for item, losses in zip(items, _losses(model, groups, done), strict=True)
     ]
 
 
-def _chosen(item: ChoiceItem, losses: Sequence[float]) -> Chosen:
+def weighed(item: ChoiceItem, losses: Sequence[float]) -> Chosen:
+    """Return what the losses of its options make of a choice."""
     per_byte = [loss / len(option.encode()) for loss, option in zip(losses, item.options, strict=True)]
     least = min(losses)
     weights = [math.exp(least - loss) for loss in losses]
@@ -62,6 +65,7 @@ def _chosen(item: ChoiceItem, losses: Sequence[float]) -> Chosen:
         probability=shares[item.answer],
         confidence=max(shares),
         brier=sum((share - (i == item.answer)) ** 2 for i, share in enumerate(shares)),
+        losses=tuple(losses),
     )
 
 

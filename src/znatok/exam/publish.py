@@ -14,16 +14,21 @@ from znatok.errors import UsageError
 from znatok.eval.labels import labels
 from znatok.eval.publish import READMES, SHOWN_HASH, plain, put, renewed
 from znatok.exam.proof import Claim, Proof
+from znatok.exam.record import RECORDS
 from znatok.exam.text import claims_table
 from znatok.files import read_json, write_text
+from znatok.runs import slug
 
 MARKS = ("<!-- proof:start -->", "<!-- proof:end -->")
 IMAGES = ("forest", "verdicts")
 CARD = "README.md"
+RESULTS = "results"
 
 
 def publish_proof(run: Path, repo: Path) -> list[Path]:
-    """Copy a proof's pictures into a repository and renew its table in both READMEs.
+    """Copy a proof's pictures and records into a repository and renew its table in both READMEs.
+
+    With the records, ``results/MODEL/``, anybody can judge the answers again: ``znatok eval results/MODEL``.
 
     Args:
         run: a run directory after ``znatok eval``.
@@ -44,6 +49,8 @@ def publish_proof(run: Path, repo: Path) -> list[Path]:
         repo / name: renewed(repo / name, block(proof, facts, language), MARKS) for name, language in READMES.items()
     }
     copies = {run / "eval" / name: repo / "images" / name for name in names}
+    results = repo / RESULTS / slug(facts["runs"][0]["model_name"])
+    copies |= {path: results / path.name for path in sorted((run / "eval" / RECORDS).glob("*.jsonl"))}
     return put(copies, texts)
 
 
@@ -64,7 +71,9 @@ def block(proof: Proof, facts: Mapping[str, Any], language: str) -> str:
     """Return what stands between the marks: which model, data and seeds on what machine, the claims, the note."""
     words = labels(language)
     runs = facts["runs"]
-    machine = ", ".join(f"{key} {value}" for key, value in facts["machine"].items() if value is not None)
+    machine = "; ".join(
+        ", ".join(f"{key} {value}" for key, value in one.items() if value is not None) for one in facts["machines"]
+    )
     first = runs[0]
     line = words["publish.proof"].format(
         model=plain(first["model_name"]),

@@ -157,10 +157,16 @@ def _flat_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in facts.items():
         if key == "runs":
             for run in value:
-                shown = {k: v for k, v in run.items() if k != "options" and v is not None}
+                shown = {k: v for k, v in run.items() if v is not None and not isinstance(v, Mapping)}
                 rows.append((f"run {run['run']}", "; ".join(f"{k} {v}" for k, v in shown.items())))
+        elif key == "machines":
+            rows += [("machine", _listed(one)) for one in value]
         elif isinstance(value, Mapping):
-            rows.append((key, "; ".join(f"{k} {v}" for k, v in value.items() if v is not None)))
+            rows.append((key, _listed(value)))
         elif value is not None:
             rows.append((key, str(value)))
     return rows
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{k} {v}" for k, v in values.items() if v is not None)

@@ -1,0 +1,86 @@
+"""Records: what is kept, and what is refused rather than judged by questions that were never asked."""
+
+from dataclasses import replace
+
+import pytest
+
+from znatok.errors import DataError, UsageError
+from znatok.exam.items import ChoiceItem, OpenItem, PairItem
+from znatok.exam.record import About, Record, asked, curve, is_record, read_records, together, write_record
+
+ITEM = OpenItem("q1", "T1", "", "numeric", (), "a", "Сколько?", "200", (), (), "answer")
+CHOICE = ChoiceItem("c1", "T1", "", (), "a", "Что?", ("сопло", "стол"), 0)
+PAIR = PairItem("p1", "T1", "", (), "a", "", "Как?", "так", "эдак")
+ABOUT = About(
+    voice="base", run="", model_name="m", base_sha256="ab", adapter_sha256=None, engine="torch", dtype="int8",
+    train_seed=None, data_path=None, data_sha256=None, options=None, knowledge_sha256="k",
+    sampling={"temperature": 0.0}, seed=42, machine={"threads": 2},
+)  # fmt: skip
+LINE = {"kind": "open", "arm": "base", "id": "q1", "asked": "Сколько?", "text": "200 °C", "tokens": 5, "stop": "end"}
+BASE = Record(ABOUT, [LINE, {"kind": "prose", "id": "ru", "sha256": "x", "windows": [[3.0, 8]]}])
+TUNED = Record(replace(ABOUT, voice="tuned", run="s1", train_seed=1), [{**LINE, "arm": "tuned"}])
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    for record in (BASE, TUNED):
+        write_record(record, tmp_path / record.file_name)
+    found = read_records(tmp_path)
+    assert [(one.about, one.lines) for one in found] == [(one.about, one.lines) for one in (BASE, TUNED)]
+    assert [one.about.run for one in read_records(tmp_path / "s1.jsonl")] == ["s1"]
+    assert is_record(tmp_path)
+    assert is_record(tmp_path / "s1.jsonl")
+    assert found[0].texts() == [{"text": "ru", "arm": "base", "run": "", "windows": [[3.0, 8]]}]
+
+
+def test_a_run_directory_is_no_record(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "run.toml").write_text("", encoding="utf-8")
+    assert not is_record(tmp_path)
+    assert not is_record(tmp_path / "nowhere")
+
+
+def test_everything_a_model_is_shown_is_what_was_asked():
+    assert asked(ITEM) == "Сколько?"
+    assert asked(CHOICE) == "Что? | сопло | стол"
+    assert asked(PAIR) == "Как? | так | эдак"
+
+
+def test_other_words_are_another_question():
+    assert BASE.of("open", "base", ITEM) == LINE
+    for item, arm in ((replace(ITEM, question="Почём?"), "base"), (replace(ITEM, id="q2"), "base"), (ITEM, "tuned")):
+        with pytest.raises(DataError, match=r"holds no answer to q"):
+            BASE.of("open", arm, item)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]\n", "{}\n", "не json\n", '{"kind": "about", "form": 99}\n', '{"kind": "about", "form": 1}\n', "7\n"],
+)
+def test_what_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "x.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"x\.jsonl: not a record"):
+        read_records(path)
+    with pytest.raises(DataError, match="can't be read"):
+        read_records(tmp_path / "nowhere.jsonl")
+
+
+def test_only_what_is_alike_is_compared():
+    base, tuned = together([TUNED, BASE])
+    assert (base, tuned) == (BASE, [TUNED])
+    for lonely in ([BASE], [TUNED]):
+        with pytest.raises(UsageError, match="comparison needs"):
+            together(lonely)
+    for key, value in (("base_sha256", "cd"), ("dtype", "float32"), ("knowledge_sha256", None), ("sampling", {})):
+        other = Record(replace(TUNED.about, **{key: value}), TUNED.lines)
+        with pytest.raises(UsageError, match=key):
+            together([BASE, other])
+    with pytest.raises(UsageError, match="s1: two runs"):
+        together([BASE, TUNED, TUNED])
+
+
+def test_a_training_curve_keeps_what_is_drawn():
+    rows = [{"step": 1, "epoch": 0.5, "loss": 2.0, "tokens": 9}, {"step": 1, "val_loss": 1.0}, {"other": 1}]
+    lines = [{"kind": "loss", "step": 1, "epoch": 0.5, "loss": 2.0}, {"kind": "loss", "step": 1, "val_loss": 1.0}]
+    assert curve(rows) == lines
+    assert Record(ABOUT, lines).losses() == lines
