@@ -165,9 +165,17 @@ def test_a_proof_is_published_between_its_marks(result, run, tmp_path):
     assert "старое" not in text
     assert "| P1 знает больше" in text
     assert str(run.path) not in text
-    assert (tmp_path / "images" / "forest.ru.png").is_file()
     (results,) = (tmp_path / "results").iterdir()
-    assert sorted(path.name for path in results.iterdir()) == ["base.jsonl", "run.jsonl"]
+    names = {path.name for path in results.iterdir()}
+    assert names >= {"base.jsonl", "run.jsonl", "proof.json", "forest.en.png", "verdicts.ru.png"}
+    assert f"(results/{results.name}/forest.ru.png)" in text
+    another = results.with_name("another-model")
+    another.mkdir()
+    (another / "proof.json").write_bytes((results / "proof.json").read_bytes())
+    assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 0
+    both = (tmp_path / "README.ru.md").read_text(encoding="utf-8")
+    assert both.count("| P1 знает больше") == 2
+    assert both.index("another-model/forest") < both.index(f"{results.name}/forest")
     assert str(tmp_path) not in (results / "run.jsonl").read_text(encoding="utf-8")
     (tmp_path / "README.md").write_text("без меток", encoding="utf-8")
     assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 2

@@ -1,13 +1,14 @@
 """Claims: made by inequalities alone, in both directions, with several seeds as one score an item."""
 
 import random
+import re
 
 import pytest
 
 from znatok.eval.summary import Verdict
 from znatok.exam.criteria import CRITERIA
-from znatok.exam.proof import Scores, gain_at_equal_length, prove, table
-from znatok.exam.text import markdown
+from znatok.exam.proof import WRITTEN_BEFORE_TRAINING, Scores, gain_at_equal_length, prove, table
+from znatok.exam.text import markdown, rule_text
 
 
 def row(arm, i, split="T1", run="", **changes):
@@ -148,3 +149,13 @@ def test_memorisation_is_what_the_training_words_add_for_the_same_fact():
     assert cells["T0", "memorised"].value == pytest.approx(0.5)
     assert cells["T0", "memorised"].n == 10
     assert ("T1", "memorised") not in cells
+
+
+def test_rules_are_said_in_the_readers_language():
+    rules = [criterion.rule.text for criterion in WRITTEN_BEFORE_TRAINING] + [
+        "Holm p < 0.05, > 0 at equal length (-0.209)"
+    ]
+    for rule in rules:
+        assert rule_text(rule, "en") == rule
+        assert not re.search("[a-z]{2}", rule_text(rule, "ru")), rule
+    assert rule_text(rules[-1], "ru") == "по Холму p < 0,05, > 0 при равной длине (−0,209)"

@@ -23,15 +23,17 @@ MARKS = ("<!-- proof:start -->", "<!-- proof:end -->")
 IMAGES = ("forest", "verdicts")
 CARD = "README.md"
 RESULTS = "results"
+PROOF = "proof.json"
 
 
 def publish_proof(run: Path, repo: Path) -> list[Path]:
-    """Copy a proof's pictures and records into a repository and renew its table in both READMEs.
+    """Put a proof with its pictures and records into ``results/MODEL`` of a repository, and renew both READMEs.
 
-    With the records, ``results/MODEL/``, anybody can judge the answers again: ``znatok eval results/MODEL``.
+    The READMEs show every model that stands in ``results``; with its records there, anybody can judge the answers
+    again: ``znatok eval results/MODEL``.
 
     Args:
-        run: a run directory after ``znatok eval``.
+        run: a run directory, or a folder of records, after ``znatok eval``.
         repo: the repository; each README must have the two marks.
 
     Returns:
@@ -40,35 +42,45 @@ def publish_proof(run: Path, repo: Path) -> list[Path]:
     Raises:
         UsageError: a file or a mark is missing.
     """
-    proof, facts = read_proof(run)
-    names = [f"{name}.{language}.png" for name in IMAGES for language in READMES.values()]
+    made = run / "eval"
+    proof, facts = read_proof(made / PROOF)
+    folder = repo / RESULTS / slug(facts["runs"][0]["model_name"])
+    names = [PROOF, *(f"{name}.{language}.png" for name in IMAGES for language in READMES.values())]
     for name in names:
-        if not (run / "eval" / name).is_file():
-            raise UsageError("{path}: not found; run znatok eval on this run first", path=run / "eval" / name)
-    texts = {
-        repo / name: renewed(repo / name, block(proof, facts, language), MARKS) for name, language in READMES.items()
-    }
-    copies = {run / "eval" / name: repo / "images" / name for name in names}
-    results = repo / RESULTS / slug(facts["runs"][0]["model_name"])
-    copies |= {path: results / path.name for path in sorted((run / "eval" / RECORDS).glob("*.jsonl"))}
+        if not (made / name).is_file():
+            raise UsageError("{path}: not found; run znatok eval on this run first", path=made / name)
+    others = [path for path in sorted((repo / RESULTS).glob(f"*/{PROOF}")) if path.parent != folder]
+    proofs = {path.parent.name: read_proof(path) for path in others} | {folder.name: (proof, facts)}
+    texts = {}
+    for readme, language in READMES.items():
+        blocks = [block(*proofs[model], model, language) for model in sorted(proofs)]
+        text = "\n\n".join([*blocks, labels(language)["proof.note"]])
+        texts[repo / readme] = renewed(repo / readme, text, MARKS)
+    copies = {made / name: folder / name for name in names}
+    copies |= {path: folder / path.name for path in sorted((made / RECORDS).glob("*.jsonl"))}
     return put(copies, texts)
 
 
-def read_proof(run: Path) -> tuple[Proof, dict[str, Any]]:
-    """Return a run's proof and what it is of.
+def read_proof(path: Path) -> tuple[Proof, dict[str, Any]]:
+    """Return a proof and what it is of.
 
     Raises:
-        UsageError: the run was not examined.
+        UsageError: there is none.
     """
-    path = run / "eval" / "proof.json"
     if not path.is_file():
         raise UsageError("{path}: not found; run znatok eval on this run first", path=path)
     stored = read_json(path)
     return Proof.from_json(stored), stored["facts"]
 
 
-def block(proof: Proof, facts: Mapping[str, Any], language: str) -> str:
-    """Return what stands between the marks: which model, data and seeds on what machine, the claims, the note."""
+def block(proof: Proof, facts: Mapping[str, Any], model: str, language: str) -> str:
+    """Return what a README shows of a model: data and seeds, machine, the claims, the picture of the differences."""
+    caption = labels(language)["image.forest"]
+    return f"{stated(proof, facts, language)}\n\n![{caption}]({RESULTS}/{model}/{IMAGES[0]}.{language}.png)"
+
+
+def stated(proof: Proof, facts: Mapping[str, Any], language: str) -> str:
+    """Return the claims as a table, under a line that says which model, data, seeds and machine they are of."""
     words = labels(language)
     runs = facts["runs"]
     machine = "; ".join(
@@ -83,7 +95,7 @@ def block(proof: Proof, facts: Mapping[str, Any], language: str) -> str:
         dtype=plain(str(first["dtype"] or first["engine"])),
         machine=plain(machine),
     )
-    return f"{line}\n\n{claims_table(proof, language)}\n\n{words['proof.note']}"
+    return f"{line}\n\n{claims_table(proof, language)}"
 
 
 def write_card(run: Path, proof: Proof, facts: Mapping[str, Any]) -> Path:
@@ -109,7 +121,7 @@ def write_card(run: Path, proof: Proof, facts: Mapping[str, Any]) -> Path:
     text = (
         f"---\n{data.to_yaml()}\n---\n\n# {plain(run.name)}\n\nA LoRA adapter for `{plain(own['model_name'])}` "
         f"(SHA-256 `{own['base_sha256']}`), trained by znatok on data with SHA-256 `{own['data_sha256']}`.\n\n"
-        f"{MARKS[0]}\n{block(proof, facts, 'en')}\n{MARKS[1]}\n"
+        f"{MARKS[0]}\n{stated(proof, facts, 'en')}\n\n{labels('en')['proof.note']}\n{MARKS[1]}\n"
     )
     ModelCard(text)  # its own reader checks the header
     write_text(path, text)

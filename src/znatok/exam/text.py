@@ -1,5 +1,6 @@
 """A proof as tables in Markdown: the claims with their intervals, and the arms side by side."""
 
+import re
 from collections.abc import Sequence
 
 from znatok.eval.labels import NOTHING, interval, labels, number
@@ -38,9 +39,31 @@ def claim_cells(claim: Claim, language: str) -> list[str]:
         interval(claim.after, digits, language),
         interval(claim.difference, digits, language, sign=True),
         NOTHING if claim.p is None else number(claim.p, 4, language),
-        claim.rule if language == "en" else claim.rule.replace(".", ","),
+        rule_text(claim.rule, language),
         words[f"verdict.{claim.verdict}"],
     ]
+
+
+RULES_IN_RUSSIAN = {
+    "low": "нижняя граница",
+    "high": "верхняя граница",
+    "gain": "прирост",
+    "rate": "доля",
+    "point": "разница",
+    "not worse": "не хуже",
+    "at equal length": "при равной длине",
+    "at 95 %": "с надёжностью 95 %",
+    "Holm": "по Холму",
+}
+
+
+def rule_text(rule: str, language: str) -> str:
+    """Return an inequality in a reader's language."""
+    if language == "en":
+        return rule
+    for english, russian in RULES_IN_RUSSIAN.items():
+        rule = re.sub(rf"\b{english}", russian, rule)
+    return re.sub(r"(?<=\d)\.(?=\d)", ",", rule).replace("-", "−")
 
 
 def arms_table(proof: Proof, split: str, language: str, measures: Sequence[str] | None = None) -> str:
