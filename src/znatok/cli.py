@@ -214,6 +214,26 @@ def eval_verb(words: list[str]) -> int:
     return 0
 
 
+def export_verb(words: list[str]) -> int:
+    """Make an adapter into what other programs run."""
+    parser = config.Parser(
+        prog="znatok export",
+        description=_("Make an adapter into what other programs run, and check that it answers alike."),
+    )
+    parser.add_argument("run", nargs="?", help=_("run directory; by default the newest"))
+    config.add_options(parser, config.ExportOptions)
+    json_flag(parser)
+    args = parser.parse_args(words)
+    options = config.from_args(config.ExportOptions, args)
+    from znatok.export.export import export
+    from znatok.runs import find
+
+    made = export(find(args.run), options)
+    text = [_("{path}: ready; next: {hint}", path=made.path, hint=made.hint)]
+    show(made.to_json(), text, as_json=args.json)
+    return 0
+
+
 def cost_verb(words: list[str]) -> int:
     """Compute what a print costs."""
     from znatok.cost import CostOptions, cost
@@ -290,6 +310,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "compare": (compare_verb, "ask base and tuned the same, and measure both"),
     "eval": (eval_verb, "examine with keyed questions, and say what is shown"),
     "cost": (cost_verb, "what a print costs, with every sum shown"),
+    "export": (export_verb, "make an adapter into what other programs run"),
     "publish": (publish_verb, "put a run's results into a repository"),
     "data": (data_verb, "check, show, split or build a data file"),
     "model": (model_verb, "list, get or verify catalogue models"),

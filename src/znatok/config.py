@@ -151,6 +151,26 @@ class TrainOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """What is made of an adapter."""
+
+    to: str = option(
+        "gguf",
+        "merged: a model directory for transformers and vLLM; gguf: one file for llama.cpp; lora-gguf: the adapter"
+        " alone, for llama.cpp beside its base; ollama: a file and its Modelfile",
+        choices=("merged", "gguf", "lora-gguf", "ollama"),
+    )
+    quant: str = option("q8_0", "number format of the matrices in a GGUF file", choices=("f16", "bf16", "q8_0"))
+    merged_dtype: str = option(
+        "bfloat16", "number format of a merged model", choices=("float32", "bfloat16", "float16")
+    )
+    model_name: str = option("", "the base where the run does not name it")
+    export_dir: str | None = option(None, "where it goes; by default RUN/export/<what>")
+    check: bool = option(True, "ask the export and the adapter the same before the export is kept")
+    force: bool = option(False, "replace an earlier export")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions(Options):
     """The search for a recipe."""
 

@@ -8,6 +8,7 @@ tokens a repetition penalty counts (llama.cpp's own counts the prompt's too), an
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -163,9 +164,23 @@ class LlamaCppEngine(TokenEngine):
 
     name = "llamacpp"
 
-    def __init__(self, server: LlamaServer, chat: ChatFormat, context: int, banned: list[int], *, tuned: bool) -> None:
-        """Take a server's voice, which may never say the ``banned`` ids."""
+    def __init__(
+        self,
+        server: LlamaServer,
+        chat: ChatFormat,
+        context: int,
+        banned: list[int],
+        *,
+        tuned: bool,
+        probabilities: bool = False,
+    ) -> None:
+        """Take a server's voice, which may never say the ``banned`` ids; ``probabilities`` keeps :attr:`logprob`."""
         super().__init__(chat, context)
+        self.logprob = math.nan
+        """Of the last token among all, in nats, before anything was banned or cut off.
+
+        NaN after a token that is a part of a character: llama.cpp tells no probabilities there.
+        """
         self._server = server
         self._fixed: dict[str, Any] = {
             "n_predict": 1,
@@ -173,6 +188,7 @@ class LlamaCppEngine(TokenEngine):
             "return_tokens": True,
             "logit_bias": [[token, False] for token in banned],
             "lora": [{"id": 0, "scale": float(tuned)}] if server.adapted else [],
+            "n_probs": int(probabilities),
         }
 
     def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
@@ -198,6 +214,9 @@ class LlamaCppEngine(TokenEngine):
             order |= {"prompt": ids + said[:known], "cache_prompt": known > 0}
             reply = self._server.ask(order, run)
         (token,) = reply["tokens"]
+        if self._fixed["n_probs"]:
+            told = (reply["logprobs"] or {}).get("content")
+            self.logprob = float(told[0]["logprob"]) if told else math.nan
         return int(token)
 
 

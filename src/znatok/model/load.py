@@ -90,7 +90,7 @@ def load_base(options: ModelOptions, *, training: bool = False, say: Say = lambd
         model, tokenizer = got.model, got.tokenizer
     else:
         transformers.utils.logging.disable_progress_bar()  # a line was said above
-        model, tokenizer = _load_directory(source.path, choice.dtype)
+        model, tokenizer = load_directory(source.path, choice.dtype)
     if source.path.is_file():
         source = replace(source, architecture=type(model).__name__)
     refuse_mismatch(source.name, model, tokenizer)
@@ -161,7 +161,8 @@ def _native_bfloat16(capabilities: Mapping[str, Any]) -> str | None:
     return "arm bf16" if capabilities.get("bf16") and capabilities.get("platform") == "linux" else None
 
 
-def _load_directory(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_directory(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checked model directory and its tokenizer; ModelError where it is not a plain model of its kind."""
     checked = directory.check_directory(path)
     kind: Any = directory.ARCHITECTURES[checked.architecture]
     try:

@@ -168,13 +168,13 @@ class ChatFormat:
         """
         template = CHATML_JINJA if self.name == "chatml" else PLAIN_JINJA
         names = {number: token for token, number in self.tokenizer.get_vocab().items()}
-        bos = "".join(names[number] for number in self._bos if isinstance(number, int))
+        bos = "".join(names[number] for number in self.bos if isinstance(number, int))
         quoted = {"SYSTEM": system.strip(), "END": names[self.end_id], "BOS": bos}
         # all at once: a system message may hold the word END
         return re.sub("SYSTEM|END|BOS", lambda found: json.dumps(quoted[found[0]], ensure_ascii=False), template)
 
     def _prompt(self, messages: Sequence[Message]) -> list[str | int]:
-        pieces: list[str | int] = list(self._bos)
+        pieces: list[str | int] = list(self.bos)
         for position, message in enumerate(messages):
             pieces += self._turn(message.role, message.text.strip(), first=position == 0)
         return [*pieces, *self._opening]
@@ -208,7 +208,8 @@ class ChatFormat:
         return (self._im_start, "assistant\n") if self.name == "chatml" else ("\n\n### Assistant:\n",)
 
     @cached_property
-    def _bos(self) -> tuple[int, ...]:
+    def bos(self) -> tuple[int, ...]:
+        """Return the ids a dialogue begins with; most models have none."""
         # Gemma needs its <bos>; Qwen has none and SmolLM2's is <|im_start|> itself, which ChatML writes anyway.
         bos = self.tokenizer.bos_token_id
         return (bos,) if self.name == "plain" and bos is not None and bos != self.end_id else ()

@@ -1,0 +1,174 @@
+"""Start reading here: ``znatok export``, an adapter as something other programs run.
+
+:func:`export` makes it beside its place, asks it and the adapter the same questions, and only then renames it into
+place: a model that answers otherwise than the one that was trained is an error, not a file.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from znatok.config import ExportOptions, ModelOptions
+from znatok.errors import SystemFault, UsageError
+from znatok.expert import Expert, open_expert
+from znatok.export import parity
+from znatok.export.merge import save_merged
+from znatok.export.merged_gguf import file_bytes, write_gguf
+from znatok.export.ollama import modelfile
+from znatok.export.parity import ADAPTER, MODEL, MODELFILE
+from znatok.files import write_json, write_text
+from znatok.logs import say
+from znatok.model.gguf_header import read_header
+from znatok.model.lora_gguf import write_lora_gguf
+from znatok.runs import Run, held
+
+CHECKED = "parity.json"
+SPARE = 1.05  # of the bytes that are needed: a full disk is a bad neighbour
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was made: where, how it answers beside the adapter (None if nobody asked), and what to do with it next."""
+
+    path: Path
+    parity: parity.Parity | None
+    hint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {"path": str(self.path), "parity": asdict(self.parity) if self.parity else None, "next": self.hint}
+
+
+def export(run: Run, options: ExportOptions) -> Exported:
+    """Make what ``options.to`` names from a run's adapter, and check that it answers as the adapter does.
+
+    Raises:
+        UsageError: the place is in use, or the base is of a kind this can't be made from.
+        SystemFault: the disk is too small.
+        ModelError: the adapter or its base.
+        GateError: what was made answers otherwise.
+    """
+    target = Path(options.export_dir) if options.export_dir else run.path / "export" / options.to
+    refuse_used(target, force=options.force)
+    with held(run):
+        expert = open_expert(ModelOptions(model_name=options.model_name, dtype="float32"), run, "", "torch")
+        refuse_full(target, needed(expert, options))
+        with made_whole(target) as folder:
+            MAKERS[options.to](expert, options, folder)
+            found = None
+            if options.check:
+                found = parity.compare(expert, parity.questions_of(run), folder, options.to)
+                write_json(folder / CHECKED, asdict(found))
+                for line in found.lines():
+                    say(line)
+                found.refuse_failed(options.to)
+    return Exported(target, found, HINTS[options.to].format(path=target, name=run.path.name.lower()))
+
+
+def _merged(expert: Expert, options: ExportOptions, folder: Path) -> None:
+    save_merged(expert, folder, options.merged_dtype)
+
+
+def _gguf(expert: Expert, options: ExportOptions, folder: Path) -> None:
+    write_gguf(expert, folder / MODEL, options.quant)
+
+
+def _lora_gguf(expert: Expert, _options: ExportOptions, folder: Path) -> None:
+    assert expert.run is not None
+    write_lora_gguf(expert.run.path, folder / ADAPTER, read_header(gguf_file(expert)))
+
+
+def _ollama(expert: Expert, options: ExportOptions, folder: Path) -> None:
+    write_text(folder / MODELFILE, modelfile(expert.chat, expert.system, MODEL))  # what it can't say is refused first
+    _gguf(expert, options, folder)
+
+
+MAKERS: dict[str, Callable[[Expert, ExportOptions, Path], None]] = {
+    "merged": _merged,
+    "gguf": _gguf,
+    "lora-gguf": _lora_gguf,
+    "ollama": _ollama,
+}
+HINTS = {
+    "merged": "vllm serve {path}",
+    "gguf": "llama-server -m {path}/model.gguf",
+    "lora-gguf": "llama-server -m BASE.gguf --lora {path}/adapter.gguf",
+    "ollama": "cd {path} && ollama create {name} -f Modelfile",
+}
+
+
+def gguf_file(expert: Expert) -> Path:
+    """Return the GGUF file a base came from.
+
+    Raises:
+        UsageError: it came from a directory.
+    """
+    path = expert.loaded.source.path
+    if not path.is_file():
+        raise UsageError(
+            "--to lora-gguf: the base {name} is a directory, and llama.cpp needs its base as a GGUF file;"
+            " take --to gguf, which holds base and adapter in one",
+            name=expert.base_name,
+        )
+    return path
+
+
+def needed(expert: Expert, options: ExportOptions) -> int:
+    """Return how many bytes the disk must have free."""
+    if options.to == "lora-gguf":
+        gguf_file(expert)
+        return 2 * (expert.run.path / "adapter_model.safetensors").stat().st_size if expert.run else 0
+    if options.to == "merged":
+        width = 4 if options.merged_dtype == "float32" else 2
+        return width * sum(int(parameter.numel()) for parameter in expert.loaded.model.parameters())
+    return file_bytes(expert, options.quant)
+
+
+def refuse_full(target: Path, count: int) -> None:
+    """Raise SystemFault where the disk has no room for ``count`` bytes and a little more."""
+    place = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < count * SPARE:
+        raise SystemFault(
+            "{path}: {needed:.1f} GB are needed, {free:.1f} GB are free; make room, or name another disk with"
+            " --export_dir",
+            path=target, needed=count * SPARE / 1e9, free=free / 1e9,
+        )  # fmt: skip
+
+
+def refuse_used(target: Path, *, force: bool) -> None:
+    """Raise UsageError where something stands that ``--force`` does not allow to replace."""
+    if target.is_file():
+        raise UsageError("--export_dir {path}: a file stands there; name a directory", path=target)
+    if target.is_dir() and any(target.iterdir()):
+        if not force:
+            raise UsageError("--export_dir {path}: not empty; --force replaces what was exported there", path=target)
+        if strangers := sorted(path.name for path in target.iterdir() if not _ours(path)):
+            raise UsageError(
+                "--export_dir {path}: {name} in it is nothing znatok exported; name another directory",
+                path=target, name=strangers[0],
+            )  # fmt: skip
+
+
+def _ours(path: Path) -> bool:
+    return path.suffix in {".json", ".safetensors", ".gguf", ".jinja", ".md", ".txt"} or path.name == MODELFILE
+
+
+@contextmanager
+def made_whole(target: Path) -> Iterator[Path]:
+    """Yield a folder beside ``target`` that takes its place when the block ends well, and goes when it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
+    except OSError as error:
+        raise SystemFault("{path}: can't be written: {why}", path=target, why=error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

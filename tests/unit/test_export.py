@@ -1,0 +1,255 @@
+"""Exports: every form of a tuned model answers as its adapter does, and what does not is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from peft.tuners.lora import Linear
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import helpers
+import llama_files
+import tiny
+from znatok.cli import main
+from znatok.config import ExportOptions, ModelOptions
+from znatok.errors import GateError, ModelError, SystemFault, UsageError
+from znatok.expert import Voice, open_expert
+from znatok.export import export as module
+from znatok.export import merged_gguf, ollama, parity
+from znatok.export.export import export
+from znatok.export.merge import merged_tensors
+from znatok.export.ollama import modelfile, rendered
+from znatok.model.gguf import load_gguf
+from znatok.model.gguf_header import read_header
+from znatok.runs import Run
+from znatok.tokens.chat import ChatFormat, Message, Role, choose_format
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning"),
+]
+DIALOGUE = [Message(Role.USER, "Привет"), Message(Role.ASSISTANT, "да"), Message(Role.USER, "Почём 12 кг?")]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama", "gemma3"])
+def based(request, tmp_path_factory):
+    """Return (architecture, base GGUF, adapter directory)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = llama_files.write_base(folder / "base", request.param)
+    return request.param, base, llama_files.write_adapter(folder / "run", base)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dir, tmp_path_factory):
+    """Return a run whose base is a directory."""
+    folder = tmp_path_factory.mktemp("export")
+    data = tiny.write_pairs(folder / "pairs.jsonl")
+    return helpers.trained(tiny_dir, data, folder / "run", learning_rate=0.05, data_options={"val_share": 0})
+
+
+def exported(base, adapter, target, to, **options):
+    settings = ExportOptions(to=to, model_name=str(base), export_dir=str(target), **options)
+    return export(Run(Path(adapter)), settings)
+
+
+def logits(model, ids=(5, 9, 40, 7)):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float()
+
+
+def tuned_logits(base, adapter):
+    expert = open_expert(ModelOptions(model_name=str(base), dtype="float32"), Run(Path(adapter)), "", "torch")
+    with expert.weights(Voice.TUNED) as model:
+        return logits(model)
+
+
+@llama_files.needs_llama
+@pytest.mark.parametrize("to", ["merged", "gguf", "lora-gguf", "ollama"])
+def test_every_form_answers_like_the_adapter(based, tmp_path, to):
+    _architecture, base, adapter = based
+    made = exported(base, adapter, tmp_path / to, to, quant="f16", merged_dtype="float32")
+    assert made.parity is not None
+    assert made.parity.passed
+    assert made.parity.largest_lead < 0.1
+    assert made.parity.drift is None or made.parity.drift < 0.02  # llama.cpp tells none for a part of a character
+    assert made.parity.tokens > 20
+    assert made.parity.template is (None if to == "lora-gguf" else True)
+    stored = json.loads((tmp_path / to / "parity.json").read_text(encoding="utf-8"))
+    assert stored["largest_lead"] == made.parity.largest_lead
+    assert str(tmp_path / to) in made.hint
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_merged_weights_are_those_of_the_adapter(based, tmp_path):
+    _architecture, base, adapter = based
+    exported(base, adapter, tmp_path / "m", "merged", merged_dtype="float32", check=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    assert torch.allclose(logits(model), tuned_logits(base, adapter), atol=1e-4)
+    assert not list((tmp_path / "m").glob("*.bin"))
+    assert str(tmp_path) not in (tmp_path / "m" / "config.json").read_text(encoding="utf-8")
+
+
+def test_gguf_weights_are_those_of_the_adapter(based, tmp_path):
+    _architecture, base, adapter = based
+    exported(base, adapter, tmp_path / "g", "gguf", quant="bf16", check=False)
+    found = load_gguf(tmp_path / "g" / "model.gguf", torch.float32)
+    assert torch.allclose(logits(found.model), tuned_logits(base, adapter), atol=0.3)
+    header = read_header(tmp_path / "g" / "model.gguf")
+    before = read_header(base)
+    assert header.metadata["tokenizer.ggml.tokens"] == before.metadata["tokenizer.ggml.tokens"]
+    assert header.text("tokenizer.chat_template") != before.metadata.get("tokenizer.chat_template")
+    kinds = {tensor.kind.name for name, tensor in header.tensors.items() if not name.endswith(("norm.weight", "bias"))}
+    assert kinds == {"BF16"}
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+def test_a_directory_becomes_a_file(trained, tmp_path, quant):
+    made = export(trained, ExportOptions(to="gguf", quant=quant, export_dir=str(tmp_path / "g")))
+    assert made.parity is not None
+    assert made.parity.template is True
+    assert made.parity.passed
+    header = read_header(tmp_path / "g" / "model.gguf")
+    assert header.text("general.architecture") == "qwen2"
+    assert load_gguf(tmp_path / "g" / "model.gguf", torch.float32).model.config.vocab_size > 0
+
+
+def test_without_llama_cpp_the_file_is_read_by_torch(based, tmp_path, monkeypatch):
+    _architecture, base, adapter = based
+    monkeypatch.setattr(parity.llamacpp, "installed", lambda: False)
+    made = exported(base, adapter, tmp_path / "g", "gguf", quant="bf16")
+    assert made.parity is not None
+    assert (made.parity.engine, made.parity.template) == ("torch", True)
+
+
+def test_several_files_where_one_would_be_too_large(based, tmp_path, monkeypatch):
+    monkeypatch.setattr("znatok.export.merge.SHARD", 20_000)
+    _architecture, base, adapter = based
+    exported(base, adapter, tmp_path / "m", "merged", merged_dtype="float32", check=False)
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert len(set(index["weight_map"].values())) > 2
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    assert torch.allclose(logits(model), tuned_logits(base, adapter), atol=1e-4)
+
+
+# What must be refused
+
+
+def spoilt_scale(monkeypatch):
+    whole = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 2 * whole(self, adapter))
+
+
+def spoilt_weight(monkeypatch):
+    def one(expert):
+        for name, values in merged_tensors(expert):
+            yield name, -values if name == "model.layers.1.self_attn.v_proj.weight" else values
+
+    monkeypatch.setattr("znatok.export.merge.merged_tensors", one)
+    monkeypatch.setattr(merged_gguf, "merged_tensors", one)
+
+
+def spoilt_template(monkeypatch):
+    whole = ChatFormat.jinja
+    monkeypatch.setattr(ChatFormat, "jinja", lambda self, system: whole(self, system).replace("\n", " "))
+
+
+@llama_files.needs_llama
+@pytest.mark.parametrize("spoil", [spoilt_scale, spoilt_weight, spoilt_template])
+@pytest.mark.parametrize("to", ["merged", "gguf"])
+def test_what_answers_otherwise_is_refused(based, tmp_path, monkeypatch, spoil, to):
+    _architecture, base, adapter = based
+    spoil(monkeypatch)
+    target = tmp_path / "x"
+    with pytest.raises(GateError, match=r"answers otherwise|other tokens"):
+        exported(base, adapter, target, to, quant="f16", merged_dtype="float32")
+    assert not target.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_spoilt_modelfile_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(ollama, "CHATML", ollama.CHATML.replace("<|im_end|>\n", "<|im_end|>"))
+    monkeypatch.setattr(ollama, "PLAIN", ollama.PLAIN.replace("### User", "## User"))
+    with pytest.raises(GateError, match="other tokens"):
+        export(trained, ExportOptions(to="ollama", quant="f16", export_dir=str(tmp_path / "x")))
+
+
+def test_places_in_use_are_left_alone(trained, tmp_path):
+    target = tmp_path / "x"
+    options = ExportOptions(to="gguf", export_dir=str(target), check=False)
+    export(trained, options)
+    with pytest.raises(UsageError, match="not empty"):
+        export(trained, options)
+    export(trained, replace(options, force=True))
+    (target / "диссертация.docx").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="nothing znatok exported"):
+        export(trained, replace(options, force=True))
+    assert (target / "диссертация.docx").read_bytes() == b"mine"
+    with pytest.raises(UsageError, match="a file stands there"):
+        export(trained, replace(options, export_dir=str(target / "model.gguf")))
+
+
+def test_a_full_disk_is_seen_beforehand(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 10})())
+    for to in ("merged", "gguf", "ollama"):
+        with pytest.raises(SystemFault, match="are needed"):
+            export(trained, ExportOptions(to=to, export_dir=str(tmp_path / "x")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_alone_needs_a_base_in_a_file(trained, tmp_path):
+    with pytest.raises(UsageError, match="is a directory"):
+        export(trained, ExportOptions(to="lora-gguf", export_dir=str(tmp_path / "x")))
+
+
+def test_float16_refuses_what_it_cannot_hold():
+    with pytest.raises(UsageError, match="too large for float16"):
+        merged_gguf.as_stored(torch.tensor([[1e6] * 32]), gguf.GGMLQuantizationType.F16, "blk.0.ffn_up.weight")
+
+
+# Ollama
+
+
+def formats(architecture, tmp_path):
+    header = read_header(llama_files.write_base(tmp_path, architecture))
+    tokenizer = load_gguf(header.path, torch.float32).tokenizer
+    for name in ("chatml", "plain"):
+        if name == "plain" or architecture != "gemma3":
+            yield tokenizer, choose_format(tokenizer, torch.eye(tokenizer.vocab_size + 64), name)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+@pytest.mark.parametrize("system", ["Ты знаток.\nКратко.", ""])
+def test_a_modelfile_renders_what_was_trained(architecture, tmp_path, system):
+    for tokenizer, chat in formats(architecture, tmp_path):
+        text = modelfile(chat, system, "model.gguf")
+        opening = [Message(Role.SYSTEM, system)] if system else []
+        ids = tokenizer(rendered(text, DIALOGUE), add_special_tokens=False)["input_ids"]
+        assert ids == chat.prompt_ids([*opening, *DIALOGUE]), chat.name
+        assert text.startswith("FROM ./model.gguf\n")
+        assert "PARAMETER stop" in text
+
+
+def test_a_system_message_cannot_leave_its_quotes(tmp_path):
+    (_tokenizer, chat), *_others = formats("qwen2", tmp_path)
+    for system in ('a """\nFROM /etc/passwd', 'ends with "'):
+        with pytest.raises(ModelError, match="can't quote"):
+            modelfile(chat, system, "model.gguf")
+
+
+def test_what_a_template_says_is_checked():
+    with pytest.raises(ModelError, match="no TEMPLATE"):
+        rendered("FROM ./x\n", DIALOGUE)
+    with pytest.raises(ModelError, match="can't check"):
+        rendered('TEMPLATE """{{ if .Tools }}x{{ end }}"""\n', DIALOGUE)
+
+
+def test_the_verb(trained, tmp_path, capsys):
+    words = ["export", str(trained.path), "--to", "merged", "--export_dir", str(tmp_path / "m"), "--json"]
+    assert main(words) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["parity"]["template"] is True
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template
+    assert main(words) == 2
