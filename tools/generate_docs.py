@@ -51,6 +51,7 @@ GROUPS: dict[type[Any], str] = {
     config.TrainOptions: TRAIN_VERBS,
     config.SampleOptions: f"{CHAT_VERBS}, `compare`",
     config.SearchOptions: "`search`",
+    config.ExportOptions: "`export`",
 }
 EXPERT = ", ".join(
     f"`--{name} {value:g}`" if isinstance(value, float) else f"`--{name} {value}`"
