@@ -6,9 +6,11 @@ piped in, each line is answered and nothing but the answers is printed.
 
 import contextlib
 import difflib
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ from znatok.data.questions import read_questions
 from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
 from znatok.expert import Expert, Voice
 from znatok.files import write_json
-from znatok.generate.engine import Request
+from znatok.generate.engine import Answer, Request, Stop
 from znatok.lexicon import language_of, of_language
 from znatok.logs import printable, say, warn
 from znatok.retrieve import Knowledge, inform
+from znatok.runs import find
 from znatok.tokens.chat import Message, Role, dialogue
 
+MULTILINE = '"""'
+HISTORY_LINES = 1000
+CONTINUE = {"ru": "Продолжай с того места, где остановился.", "en": "Go on from where you stopped."}
 GOODBYES = {"exit", "quit", "выход", "!exit"}  # what people type who come from other tools
 
 
@@ -40,6 +46,7 @@ class ChatSession:
     knowledge: Knowledge | None = None
     cost: CostRequest | None = None
     sources: str = ""  # of the last answer
+    answer: Answer | None = None  # the last one in figures; None where nothing was generated or it was broken off
 
     def request(self, question: str) -> Request:
         """Return the request for the next answer: the system message, the dialogue so far, the question.
@@ -65,6 +72,7 @@ class ChatSession:
         What a print costs is computed, not guessed: the model is not asked.
         """
         said = ""
+        self.answer = None
         try:
             if lines := self.computed(question):
                 said = "\n".join(lines)
@@ -74,6 +82,7 @@ class ChatSession:
                 for piece in engine.stream(self.request(question)):
                     said += piece
                     yield piece
+                self.answer = engine.last
         finally:
             if said:
                 self.history += [Message(Role.USER, question), Message(Role.ASSISTANT, said.strip())]
@@ -86,20 +95,54 @@ class ChatSession:
                 answers[voice] = engine.answers([self.request(question)])[0].text
         return answers
 
+    def undo(self) -> str:
+        """Take the last exchange back; return its question.
+
+        Raises:
+            UsageError: nothing was said.
+        """
+        if not self.history:
+            raise UsageError("nothing was said yet")
+        question = self.history[-2].text
+        del self.history[-2:]
+        return question
+
     def save(self, path: Path) -> None:
         """Write the dialogue and its settings as JSON."""
         turns = [{"role": str(message.role), "content": message.text} for message in self.history]
         write_json(path, {"system": self.system, "seed": self.seed, "voice": str(self.voice), "messages": turns})
 
+    def load(self, path: Path) -> None:
+        """Go on with a dialogue that :meth:`save` wrote: its messages, system message and seed; the voice stays.
+
+        Raises:
+            DataError: the file can't be read or is no such dialogue. Nothing is changed then.
+        """
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            turns = [Message(Role(turn["role"]), turn["content"]) for turn in stored["messages"]]
+            system, seed = stored["system"], stored["seed"]
+        except OSError as error:
+            raise DataError("{path}: can't be read: {why}", path=path, why=error.strerror) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError("{path}: no dialogue that /save wrote", path=path) from error
+        roles = [Role.USER, Role.ASSISTANT] * (len(turns) // 2)
+        plain = isinstance(system, str) and type(seed) is int and 0 <= seed < 2**63
+        if not plain or [turn.role for turn in turns] != roles or not all(isinstance(t.text, str) for t in turns):
+            raise DataError("{path}: no dialogue that /save wrote", path=path)
+        self.history, self.system, self.seed = turns, system, seed
+
 
 class Terminal:
     """The loop that reads lines and obeys commands."""
 
-    def __init__(self, session: ChatSession) -> None:
+    def __init__(self, session: ChatSession, *, remember: bool = True) -> None:
         self.session = session
         self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._remember = remember and self._interactive
         self._interrupted = False
         self._last_question = ""
+        self._figures = False
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
             "/help": (self._help, _("this list")),
             "/exit": (self._exit, _("leave (also Ctrl-D)")),
@@ -110,18 +153,24 @@ class Terminal:
             "/seed": (self._seed, _("N: set the seed of the answers")),
             "/system": (self._system, _("TEXT: set the system message; begins a new dialogue")),
             "/set": (self._set, _("OPTION VALUE: temperature, top_p, top_k, max_new_tokens, repetition_penalty")),
+            "/retry": (self._retry, _("answer the last question again, with the next seed")),
+            "/undo": (self._undo, _("take the last exchange back")),
+            "/continue": (self._continue, _("let an answer go on that reached its limit")),
+            "/adapter": (self._adapter, _("RUN: let another run on this base answer; off: the base")),
+            "/stats": (self._stats, _("say after each answer how long it took, or stop saying it")),
+            "/show": (self._show, _("what answers, and how")),
             "/save": (self._save, _("FILE: write the dialogue as JSON")),
+            "/load": (self._load, _("FILE: go on with a saved dialogue")),
         }
 
     def run(self) -> int:
         """Talk until the user leaves; return the exit code."""
         if self._interactive:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  # line editing for input(), where the platform has it
             say(_("Ask away; /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."), style="dim")
         try:
-            while True:
-                self._turn()
+            with typed_lines(remember=self._remember) if self._interactive else contextlib.nullcontext():
+                while True:
+                    self._turn()
         except _Goodbye as goodbye:
             return goodbye.exit_code
 
@@ -143,6 +192,8 @@ class Terminal:
         """Return the next line; a second Ctrl-C in a row at the prompt leaves."""
         try:
             line = input(">>> " if self._interactive else "").strip()
+            if line.startswith(MULTILINE) and self._interactive:
+                line = self._read_lines(line.removeprefix(MULTILINE))
         except EOFError:
             raise _Goodbye from None
         except KeyboardInterrupt:
@@ -155,6 +206,14 @@ class Terminal:
             raise DataError("standard input is not UTF-8 at byte {at}; convert it first", at=error.start) from error
         self._interrupted = False
         return line
+
+    def _read_lines(self, line: str) -> str:
+        """Return a text of several lines; it ends where three quotation marks close it."""
+        lines = [line]
+        while MULTILINE not in lines[-1]:
+            lines.append(input("... "))
+        lines[-1] = lines[-1].partition(MULTILINE)[0]
+        return "\n".join(lines).strip()
 
     def take(self, line: str) -> None:
         """Obey a command or answer a question; a mistyped command never reaches the model."""
@@ -185,6 +244,26 @@ class Terminal:
             pieces.close()  # type: ignore[attr-defined]  # a generator: lets reply() keep what was said
         print(flush=True)
         cite(self.session)
+        if self._interactive:
+            self._comment()
+
+    def _comment(self) -> None:
+        """Say that an answer was cut short, and its figures where they are wanted."""
+        answer = self.session.answer
+        if answer is None:
+            return
+        if answer.stop is Stop.LENGTH:
+            limit = self.session.sample.max_new_tokens
+            say(_("(cut at {limit} tokens; /continue lets it go on)", limit=limit), style="dim")
+        if self._figures:
+            rate = answer.tokens / max(answer.seconds, 1e-9)
+            say(
+                _(
+                    "{tokens} tokens in {seconds:.1f} s, {rate:.1f} a second, ended by {stop}",
+                    tokens=answer.tokens, seconds=answer.seconds, rate=rate, stop=answer.stop,
+                ),
+                style="dim",
+            )  # fmt: skip
 
     def _help(self, _rest: str) -> None:
         for name, (_function, text) in self._commands.items():
@@ -234,6 +313,48 @@ class Terminal:
         self.session.sample = replace(self.session.sample, **changed)
         say(f"{name} = {changed[name]}", style="dim")
 
+    def _retry(self, _rest: str) -> None:
+        question = self.session.undo()
+        self._seed(str((self.session.seed + 1) % 10**18))
+        self._answer(question)
+
+    def _undo(self, _rest: str) -> None:
+        question = self.session.undo()
+        say(_("taken back: {question}", question=printable(question)), style="dim")
+
+    def _continue(self, _rest: str) -> None:
+        if self.session.answer is None or self.session.answer.stop is not Stop.LENGTH:
+            raise UsageError("/continue: the last answer was not cut at its limit")
+        self._answer(CONTINUE.get(language_of(self._last_question), CONTINUE["en"]))
+
+    def _adapter(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/adapter: name a run, or off")
+        if rest == "off":
+            self._speak(Voice.BASE)
+            return
+        self.session.expert = self.session.expert.with_run(find(rest))
+        self._speak(Voice.TUNED)
+
+    def _stats(self, _rest: str) -> None:
+        self._figures = not self._figures
+        self._comment()
+
+    def _show(self, _rest: str) -> None:
+        session = self.session
+        expert = session.expert
+        adapter = expert.run.path if expert.run else _("no adapter")
+        say(f"{expert.base_name}, {adapter}, {session.voice}, {expert.engine}, {expert.chat.name}")
+        say(", ".join(f"{name} {value}" for name, value in asdict(session.sample).items()) + f", seed {session.seed}")
+        say(_("system message: {text}", text=printable(session.system) or "—"))
+
+    def _load(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/load: name a file")
+        self.session.load(Path(rest))
+        for message in self.session.history:
+            say(f"{'>>> ' if message.role is Role.USER else ''}{printable(message.text)}", style="dim")
+
     def _save(self, rest: str) -> None:
         if not rest:
             raise UsageError("/save: name a file")
@@ -250,6 +371,35 @@ class _Goodbye(Exception):
     def __init__(self, exit_code: int = 0) -> None:
         super().__init__()
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def typed_lines(*, remember: bool) -> Iterator[None]:
+    """Give typed lines the comforts of readline, where the platform has it, and keep them for the next conversation."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    path = history_file()
+    if remember:
+        with contextlib.suppress(OSError):
+            readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        if remember:
+            with contextlib.suppress(OSError):  # what was typed is a comfort: a full disk must not hide the goodbye
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                path.touch(mode=0o600)
+                readline.write_history_file(path)
+
+
+def history_file() -> Path:
+    """Return where typed lines are kept, readable to nobody else."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "znatok" / "history"
 
 
 def cite(session: ChatSession) -> None:

@@ -103,6 +103,21 @@ class Expert:
 
         return attach(self.loaded.model, self.run.path) if self.run else self.loaded.model
 
+    def with_run(self, run: Run) -> "Expert":
+        """Return the same base with another run's adapter, computed by the same engine; this one is closed then.
+
+        Raises:
+            ModelError: the run was trained on another base, or holds no adapter. This one stays open then.
+        """
+        other = open_expert(self._options, run, self.system, self.engine)
+        self.close()
+        return other
+
+    def close(self) -> None:
+        """End llama.cpp's process, where there is one."""
+        if self._server is not None:
+            self._server.close()
+
     @property
     def voices(self) -> tuple[Voice, ...]:
         """Return the voices there are; the tuned one last."""

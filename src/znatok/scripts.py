@@ -110,6 +110,9 @@ def chat_parser(prog: str) -> config.Parser:
     talk.add_argument(
         "--knowledge", metavar="FILE", help=_("facts, pairs or Markdown to look answers up in; they cite its lines")
     )
+    talk.add_argument(
+        "--no_history", "--no-history", action="store_true", help=_("neither read nor keep what is typed")
+    )
     talk.add_argument("--base", action="store_true", help=_("start with the base model's voice"))
     config.add_options(parser, config.EngineOptions)
     config.add_options(parser, config.SampleOptions)
@@ -142,7 +145,7 @@ def chat(args: Any, argv: Sequence[str]) -> int:
     if args.questions:
         answer_file(session, args.questions)
         return 0
-    return Terminal(session).run()
+    return Terminal(session, remember=not (args.no_history or os.environ.get("ZNATOK_NOHISTORY"))).run()
 
 
 def open_session(args: Any, argv: Sequence[str]) -> Any:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tiny
-from znatok.chat import ChatSession, Terminal, _Goodbye, answer_file, ask
+from znatok.chat import ChatSession, Terminal, _Goodbye, answer_file, ask, typed_lines
 from znatok.config import LoraOptions, ModelOptions, SampleOptions
-from znatok.errors import DataError, SystemFault, UsageError
+from znatok.errors import DataError, ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
 from znatok.files import write_json
 from znatok.generate.torch_engine import TorchEngine
@@ -388,3 +388,153 @@ def test_each_question_of_a_file_is_a_dialogue_of_its_own(session, tmp_path, cap
     out = capsys.readouterr().out
     assert out.startswith(f"Что такое PLA?\n{wanted}\n\nЧто�[2J такое ABS?\n")
     assert session.history == []
+
+
+# Going back, going on, and remembering
+
+
+def test_retry_answers_again_with_the_next_seed(terminal, session, capsys):
+    terminal.take("Что такое PLA?")
+    first = session.history[1].text
+    terminal.take("/retry")
+    assert session.seed == 43
+    assert [message.role for message in session.history] == [Role.USER, Role.ASSISTANT]
+    assert session.history[0].text == "Что такое PLA?"
+    assert session.history[1].text != first
+    capsys.readouterr()
+
+
+def test_undo_takes_one_exchange_back(terminal, session, capsys):
+    terminal.take("Что такое PLA?")
+    terminal.take("А ABS?")
+    terminal.take("/undo")
+    assert [message.text for message in session.history][::2] == ["Что такое PLA?"]
+    assert "А ABS?" in capsys.readouterr().err
+    terminal.take("/undo")
+    assert session.history == []
+    for command in ("/undo", "/retry"):
+        with pytest.raises(UsageError, match="nothing was said yet"):
+            terminal.take(command)
+
+
+def test_a_cut_answer_goes_on(terminal, session, capsys):
+    with pytest.raises(UsageError, match="was not cut"):
+        terminal.take("/continue")
+    session.sample = SampleOptions(temperature=0.0, max_new_tokens=1)
+    terminal.take("Что такое PLA?")
+    assert "(cut at 1 tokens; /continue lets it go on)" in capsys.readouterr().err
+    assert session.answer is not None
+    assert session.answer.tokens == 1
+    terminal.take("/continue")
+    assert len(session.history) == 4
+    assert session.history[2].text.startswith("Продолжай")
+
+
+def test_stats_are_said_when_they_are_wanted(terminal, session, capsys):
+    terminal.take("Что такое PLA?")
+    assert "a second" not in capsys.readouterr().err
+    terminal.take("/stats")
+    assert "a second, ended by" in capsys.readouterr().err
+    terminal.take("А ABS?")
+    assert "a second, ended by" in capsys.readouterr().err
+    terminal.take("/stats")
+    capsys.readouterr()
+    terminal.take("А PETG?")
+    assert "a second" not in capsys.readouterr().err
+
+
+def test_show_says_what_answers(terminal, session, capsys):
+    terminal.take("/show")
+    err = capsys.readouterr().err
+    for expected in ("tuned", "torch", "temperature 0.8", "seed 42", "Ты знаток."):
+        assert expected in err
+
+
+def test_a_saved_dialogue_goes_on(terminal, session, tmp_path, capsys):
+    terminal.take("Что такое PLA?")
+    path = tmp_path / "dialogue.json"
+    terminal.take(f"/save {path}")
+    before, session.seed = list(session.history), 7
+    terminal.take("/system Иначе.")
+    terminal.take(f"/load {path}")
+    assert (session.history, session.system, session.seed) == (before, "Ты знаток.", 42)
+    assert ">>> Что такое PLA?" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="name a file"):
+        terminal.take("/load")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "7", "[]", "{}", '{"messages": [], "system": 3, "seed": 1}', '{"messages": [], "system": "", "seed": true}',
+        '{"messages": [], "system": "", "seed": -1}',
+        '{"messages": [{"role": "user", "content": "a"}], "system": "", "seed": 1}',
+        '{"system": "", "seed": 1, "messages": [{"role": "assistant", "content": ""}, {"role": "user", "content": ""}]}',
+        '{"system": "", "seed": 1, "messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": ""}]}',
+        '{"messages": [{"role": "root", "content": "a"}], "system": "", "seed": 1}',
+    ],
+)  # fmt: skip
+def test_what_is_no_dialogue_changes_nothing(terminal, session, tmp_path, text):
+    list(session.reply("Что такое PLA?"))
+    before = (list(session.history), session.system, session.seed)
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="no dialogue"):
+        terminal.take(f"/load {path}")
+    assert (session.history, session.system, session.seed) == before
+    with pytest.raises(DataError, match="can't be read"):
+        terminal.take(f"/load {tmp_path / 'nowhere'}")
+
+
+def test_another_run_on_the_same_base_answers(terminal, session, expert, capsys):
+    terminal.take("/adapter off")
+    assert session.voice is Voice.BASE
+    terminal.take(f"/adapter {expert.run.path}")
+    assert session.voice is Voice.TUNED
+    assert session.expert is not expert
+    terminal.take("Что такое PLA?")
+    assert session.history[1].text == spoken_of(expert, session)
+    with pytest.raises(UsageError, match="name a run"):
+        terminal.take("/adapter")
+    now = session.expert
+    with pytest.raises(ModelError, match="no such run"):
+        terminal.take("/adapter nowhere")
+    assert session.expert is now
+    capsys.readouterr()
+
+
+def spoken_of(expert, session):
+    """Return what an expert's tuned voice answers to a dialogue's first question."""
+    alone = ChatSession(expert, session.sample, session.seed, session.system, Voice.TUNED)
+    return "".join(alone.reply(session.history[0].text)).strip()
+
+
+def test_several_lines_are_one_message(terminal, session, monkeypatch, capsys):
+    lines(monkeypatch, '"""Первая строка', "вторая", 'третья"""', "/exit")
+    assert terminal.run() == 0
+    assert session.history[0].text == "Первая строка\nвторая\nтретья"
+    lines(monkeypatch, '"""в одну строку"""', "/exit")
+    session.history.clear()
+    assert Terminal.run(terminal) == 0
+    assert session.history[0].text == "в одну строку"
+    capsys.readouterr()
+
+
+def test_typed_lines_are_kept_for_their_owner_alone(tmp_path, monkeypatch):
+    readline = pytest.importorskip("readline")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    readline.clear_history()
+    with typed_lines(remember=True):
+        readline.add_history("Что такое PLA?")
+    kept = tmp_path / "znatok" / "history"
+    assert "PLA" in kept.read_text(encoding="utf-8", errors="replace")
+    assert kept.stat().st_mode & 0o077 == 0
+    readline.clear_history()
+    with typed_lines(remember=True):
+        assert readline.get_current_history_length() == 1
+    readline.clear_history()
+    with typed_lines(remember=False):
+        assert readline.get_current_history_length() == 0
+        readline.add_history("тайна")
+    assert "тайна" not in kept.read_text(encoding="utf-8", errors="replace")
+    readline.clear_history()

@@ -48,9 +48,10 @@ class Answer:
 
 
 class Engine(Protocol):
-    """Anything that answers."""
+    """Anything that answers; ``last`` is what the last stream came to, None until it has ended."""
 
     name: str
+    last: Answer | None
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer in pieces of whole characters."""
@@ -65,6 +66,8 @@ class TokenEngine(ABC):
     """An engine that says tokens; what is the same for all of those."""
 
     name: str
+    last: Answer | None = None
+    """What the last stream came to, once it has ended; None while one runs, and after one that was broken off."""
 
     def __init__(self, chat: ChatFormat, context: int) -> None:
         self._chat = chat
@@ -80,16 +83,20 @@ class TokenEngine(ABC):
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer to one request in pieces of whole characters."""
-        text, begun = TextStream(self._chat.tokenizer), False
-        for _, token, stop in self.tokens([request]):
+        text, said = TextStream(self._chat.tokenizer), ""
+        started = time.perf_counter()
+        self.last = None
+        for count, (_, token, stop) in enumerate(self.tokens([request]), 1):
             piece = "" if stop is Stop.END else text.add(token)
             if stop is not None:
                 piece += _whole(text.flush(), stop)
-            if not begun:
+            if not said:
                 piece = piece.lstrip()
             if piece:
-                begun = True
+                said += piece
                 yield piece
+            if stop is not None:
+                self.last = Answer(said.strip(), count, stop, time.perf_counter() - started)
 
     def answers(self, requests: Sequence[Request], done: Callable[[int, Answer], None] | None = None) -> list[Answer]:
         """Answer every request.
