@@ -177,6 +177,7 @@ class SearchOptions(Options):
     study: str = option("runs/search", "directory of the study: its journal, its data, a run for each trial")
     trials: int = option(8, "trials of this process", low=1, high=10**4)
     share: float = option(0.3, "share of the facts that a trial trains, with all their pairs", low=0.01, high=1)
+    worker: int = option(0, "number of this process where several work on one study", low=0, high=1000)
 
 
 RECIPES: dict[str, dict[str, Any]] = {

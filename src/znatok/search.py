@@ -84,9 +84,11 @@ def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] 
         study_name="recipe",
         storage=optuna.storages.JournalStorage(journal),
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(n_startup_trials=4),
         direction="maximize",
     )
+    # what is proposed next follows from the seed, the worker and how far the study is: begun anew, it goes the same way
+    seed = config.train.seed + 1000 * len(study.trials) + 10**6 * options.worker
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=seed)
     if not study.trials:
         study.enqueue_trial({name: value for name, value in start(config).items() if name not in stated})
     searched = [name for name in SPACE if name not in stated]

@@ -469,7 +469,7 @@ def test_a_saved_dialogue_goes_on(terminal, session, tmp_path, capsys):
         "", "7", "[]", "{}", '{"messages": [], "system": 3, "seed": 1}', '{"messages": [], "system": "", "seed": true}',
         '{"messages": [], "system": "", "seed": -1}',
         '{"messages": [{"role": "user", "content": "a"}], "system": "", "seed": 1}',
-        '{"system": "", "seed": 1, "messages": [{"role": "assistant", "content": ""}, {"role": "user", "content": ""}]}',
+        '{"system": "", "seed": 1, "messages":[{"role": "assistant", "content": ""}, {"role": "user", "content": ""}]}',
         '{"system": "", "seed": 1, "messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": ""}]}',
         '{"messages": [{"role": "root", "content": "a"}], "system": "", "seed": 1}',
     ],

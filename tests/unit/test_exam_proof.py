@@ -7,7 +7,9 @@ import pytest
 
 from znatok.eval.summary import Verdict
 from znatok.exam.criteria import CRITERIA
-from znatok.exam.proof import WRITTEN_BEFORE_TRAINING, Scores, gain_at_equal_length, prove, table
+from znatok.exam.proof import WRITTEN_BEFORE_TRAINING, gain_at_equal_length, prove
+from znatok.exam.scores import Scores
+from znatok.exam.table import table
 from znatok.exam.text import markdown, rule_text
 
 

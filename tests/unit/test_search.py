@@ -7,6 +7,7 @@ import pytest
 
 import helpers
 import tiny
+from znatok import search as module
 from znatok.cli import main
 from znatok.config import SearchOptions, TrainConfig
 from znatok.errors import UsageError
@@ -135,3 +136,22 @@ def test_admissions_are_counted_apart():
 def test_the_verb_checks_its_flags(capsys):
     assert main(["search", "--share", "0"]) == 2
     assert "--share" in capsys.readouterr().err
+
+
+def proposals(monkeypatch, folder, seed=42, parts=(3,), worker=0):
+    """Return what a study proposes, begun anew for each part, where every trial is worth its learning rate."""
+    monkeypatch.setattr(module, "attempt", lambda _c, _o, _n, values: {"score": values["learning_rate"], "loss": 1.0})
+    config = replace(TrainConfig(), data=replace(TrainConfig().data, val_path="dev.jsonl"))
+    config = replace(config, train=replace(config.train, seed=seed))
+    for trials in parts:
+        found = search(config, SearchOptions(study=str(folder), trials=trials, worker=worker), ())
+    return [dict(trial.values) for trial in sorted(found, key=lambda trial: trial.number)]
+
+
+def test_a_study_proposes_the_same_again(monkeypatch, tmp_path):
+    pytest.importorskip("optuna")
+    first = proposals(monkeypatch, tmp_path / "a", parts=(3, 3))
+    assert proposals(monkeypatch, tmp_path / "b", parts=(3, 3)) == first
+    assert proposals(monkeypatch, tmp_path / "c", seed=43, parts=(3, 3)) != first
+    assert proposals(monkeypatch, tmp_path / "d", worker=1, parts=(3, 3)) != first
+    assert len({tuple(values.items()) for values in first}) == 6  # going on, it does not begin with the same ones

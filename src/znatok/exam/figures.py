@@ -11,7 +11,8 @@ from znatok.eval.figures import AMBER, GREY, HAIR, INK, MUTED, TEAL
 from znatok.eval.labels import interval, labels
 from znatok.eval.summary import Verdict
 from znatok.eval.typeset import SANS, save_png
-from znatok.exam.proof import Claim, Proof, Row
+from znatok.exam.proof import Claim, Proof
+from znatok.exam.scores import Row
 
 VERDICTS = ("correct", "partial", "not attempted", "incorrect")
 VERDICT_COLOURS = {"correct": TEAL, "partial": "#7cbfb8", "not attempted": HAIR, "incorrect": AMBER}

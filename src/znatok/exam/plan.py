@@ -10,7 +10,7 @@ from znatok.errors import DataError
 from znatok.exam.arms import ARMS, Arm
 from znatok.exam.items import Items, OpenItem, read_items
 from znatok.exam.memory import runs
-from znatok.exam.proof import MEMORISED
+from znatok.exam.scores import MEMORISED
 from znatok.files import sha256
 from znatok.lexicon import Lexicon, lexicon_near, load_lexicon
 from znatok.retrieve import Knowledge, read_knowledge

@@ -7,7 +7,6 @@ dropped for coming out badly. Method: Miller, arXiv 2411.00640; criteria: ``docs
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,9 +14,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from znatok.eval.stats import Interval, PairedResult, bootstrap_mean, holm, paired_difference, wilson
+from znatok.eval.stats import Interval, bootstrap_mean, holm, paired_difference
 from znatok.eval.summary import Verdict
 from znatok.exam.criteria import CRITERIA
+from znatok.exam.scores import Cell, Pick, Row, Scores, ended, number, prefers, recall, verdict_is
+from znatok.exam.table import table
 
 GAIN = 0.15  # of claim recall on T1, at least
 CONTRADICTIONS, CONTRADICTIONS_FAR = 0.02, 0.05  # more per answer than the base, at most
@@ -26,10 +27,6 @@ STOPS = 0.98
 FORGOTTEN = {"ru": 0.03, "en": 0.05}  # more bits per byte, at most
 GENERAL_LOST = -0.03  # of general questions, at most
 ALPHA = 0.05
-MEMORISED = "T0"  # the training questions word for word: never part of a claim
-
-Row = Mapping[str, Any]
-Pick = Callable[[Row], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +57,6 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number of the table: an arm, a split, a measure."""
-
-    arm: str
-    split: str
-    measure: str
-    value: Interval
-
-
-@dataclass(frozen=True)
 class Proof:
     """All claims, the table of arms, what each training seed came to, and the seed the intervals were drawn with."""
 
@@ -95,52 +82,6 @@ class Proof:
             intervals = {name: Interval(**row[name]) for name in ("before", "after", "difference")}
             claims.append(Claim(**{**row, **intervals, "verdict": Verdict(row["verdict"])}))
         return cls(tuple(claims), cells("cells"), cells("by_run"), tuple(value["runs"]), value["seed"])
-
-
-class Scores:
-    """Rows by kind, arm and item; a tuned arm's value is its mean over runs."""
-
-    def __init__(self, rows: Iterable[Row], seed: int) -> None:
-        self.rows = list(rows)
-        self.seed = seed
-        self.arms = tuple(dict.fromkeys(row["arm"] for row in self.rows if row["kind"] == "open"))
-
-    def values(
-        self, kind: str, arm: str, splits: Sequence[str], pick: Pick, kind_of_question: str = ""
-    ) -> dict[str, tuple[float, str]]:
-        """Return (mean over runs, cluster) of each item that has the value."""
-        found: dict[str, list[float]] = {}
-        clusters: dict[str, str] = {}
-        for row in self.rows:
-            if row["kind"] == kind and row["arm"] == arm and row["split"] in splits:
-                if kind_of_question and row["type"] != kind_of_question:
-                    continue
-                value = pick(row)
-                if value is not None:
-                    found.setdefault(row["id"], []).append(float(value))
-                    clusters[row["id"]] = row["cluster"]
-        return {name: (fmean(values), clusters[name]) for name, values in found.items()}
-
-    def mean(self, name: str, values: Mapping[str, tuple[float, str]]) -> Interval:
-        """Return a mean with its clustered bootstrap interval; of yes-and-no values of one run Wilson's."""
-        numbers, clusters = [v for v, _c in values.values()], [c for _v, c in values.values()]
-        if numbers and set(numbers) <= {0.0, 1.0} and len(set(clusters)) == len(clusters):
-            return wilson(int(sum(numbers)), len(numbers))
-        return bootstrap_mean(numbers, self.rng(name), clusters=clusters)
-
-    def paired(self, name: str, a: Mapping[str, tuple[float, str]], b: Mapping[str, tuple[float, str]]) -> PairedResult:
-        """Return the mean difference b - a over the items both have."""
-        shared = [item for item in a if item in b]
-        return paired_difference(
-            [a[item][0] for item in shared],
-            [b[item][0] for item in shared],
-            self.rng(name),
-            [a[item][1] for item in shared],
-        )
-
-    def rng(self, name: str) -> np.random.Generator:
-        """Return a generator of a name's own, so that one more claim changes no other."""
-        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,27 +135,6 @@ def _at_most(limit: float) -> Rule:
     return _on_difference(f"high ≤ +{limit}", lambda d: d.high <= limit, lambda d: d.low > 0)
 
 
-def _recall(row: Row) -> float | None:
-    value: float | None = row["recall"]
-    return value
-
-
-def _number(key: str) -> Pick:
-    return lambda row: None if row[key] is None else float(row[key])
-
-
-def _verdict_is(verdict: str) -> Pick:
-    return lambda row: float(row["verdict"] == verdict)
-
-
-def _ended(row: Row) -> float:
-    return float(row["stop"] == "end")
-
-
-def _prefers(row: Row) -> float:
-    return float(row["margin"] > 0)
-
-
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """What is compared, and by which rule.
@@ -241,23 +161,23 @@ class Criterion:
 ALL = ("T1", "T2", "T3", "T4", "T5")
 NEW = ("T2", "T3", "T4")
 WRITTEN_BEFORE_TRAINING = (
-    Criterion("P2", _number("contradictions"), ("T1", "T2"), _at_most(CONTRADICTIONS)),
-    Criterion("P2 far", _number("contradictions"), ("T3", "T4"), _at_most(CONTRADICTIONS_FAR)),
-    Criterion("P3", _verdict_is("incorrect"), NEW, FALLS),
-    Criterion("P3 retrieval", _verdict_is("incorrect"), NEW, FALLS, b="tuned+retrieval"),
-    Criterion("P4", _recall, ("T2",), HELD_OUT_KEPT),
-    Criterion("P5 choices", _number("right"), ("T1",), RISES, kind="choice"),
-    Criterion("P5 pairs", _prefers, ("T1",), RISES, kind="pair"),
-    Criterion("P6 stop", _ended, ALL, _on_rate(f"rate ≥ {STOPS}", lambda rate: rate >= STOPS)),
-    Criterion("P6 stop", _ended, ALL, _on_rate(f"rate ≥ {STOPS}", lambda rate: rate >= STOPS), b="tuned+retrieval"),
-    Criterion("P6 cjk", _number("cjk"), ALL, _on_rate("rate = 0", lambda rate: rate == 0)),
-    Criterion("P6 cjk", _number("cjk"), ALL, _on_rate("rate = 0", lambda rate: rate == 0), b="tuned+retrieval"),
-    Criterion("P6 repetition", _number("repetition"), ALL, NO_WORSE),
-    Criterion("P7 general", _recall, ("T5",), KEPT, type="general"),
-    Criterion("P7 format", _recall, ("T5",), KEPT, type="format"),
-    Criterion("P7 control pairs", _prefers, ("control",), KEPT, kind="pair"),
+    Criterion("P2", number("contradictions"), ("T1", "T2"), _at_most(CONTRADICTIONS)),
+    Criterion("P2 far", number("contradictions"), ("T3", "T4"), _at_most(CONTRADICTIONS_FAR)),
+    Criterion("P3", verdict_is("incorrect"), NEW, FALLS),
+    Criterion("P3 retrieval", verdict_is("incorrect"), NEW, FALLS, b="tuned+retrieval"),
+    Criterion("P4", recall, ("T2",), HELD_OUT_KEPT),
+    Criterion("P5 choices", number("right"), ("T1",), RISES, kind="choice"),
+    Criterion("P5 pairs", prefers, ("T1",), RISES, kind="pair"),
+    Criterion("P6 stop", ended, ALL, _on_rate(f"rate ≥ {STOPS}", lambda rate: rate >= STOPS)),
+    Criterion("P6 stop", ended, ALL, _on_rate(f"rate ≥ {STOPS}", lambda rate: rate >= STOPS), b="tuned+retrieval"),
+    Criterion("P6 cjk", number("cjk"), ALL, _on_rate("rate = 0", lambda rate: rate == 0)),
+    Criterion("P6 cjk", number("cjk"), ALL, _on_rate("rate = 0", lambda rate: rate == 0), b="tuned+retrieval"),
+    Criterion("P6 repetition", number("repetition"), ALL, NO_WORSE),
+    Criterion("P7 general", recall, ("T5",), KEPT, type="general"),
+    Criterion("P7 format", recall, ("T5",), KEPT, type="format"),
+    Criterion("P7 control pairs", prefers, ("control",), KEPT, kind="pair"),
 )
-FIVE = tuple(Criterion(f"P8 {name}", _number(name), ("T1", "T2"), RISES) for name in CRITERIA)
+FIVE = tuple(Criterion(f"P8 {name}", number(name), ("T1", "T2"), RISES) for name in CRITERIA)
 
 
 def prove(rows: Iterable[Row], texts: Sequence[Row], seed: int) -> Proof:
@@ -302,12 +222,12 @@ def _knows_more(scores: Scores) -> list[Claim]:
     means = {
         arm: fmean(value for value, _cluster in values.values())
         for arm in ("base", "prompted")
-        if (values := scores.values("open", arm, ("T1",), _recall))
+        if (values := scores.values("open", arm, ("T1",), recall))
     }
     if not means:
         return []
     best = max(means, key=means.__getitem__)
-    return judged(scores, Criterion("P1", _recall, ("T1",), GAINS), a=best)
+    return judged(scores, Criterion("P1", recall, ("T1",), GAINS), a=best)
 
 
 def _forgets_no_prose(texts: Sequence[Row], scores: Scores) -> list[Claim]:
@@ -363,7 +283,7 @@ def gain_at_equal_length(scores: Scores, name: str) -> float | None:
     The difference of each pair of answers is regressed on the difference of their log lengths in words; what remains
     where the lengths are equal is the gain. None with fewer than three pairs.
     """
-    base, tuned = (scores.values("open", arm, ("T1", "T2"), _number(name)) for arm in ("base", "tuned"))
+    base, tuned = (scores.values("open", arm, ("T1", "T2"), number(name)) for arm in ("base", "tuned"))
     short, long = (
         scores.values("open", arm, ("T1", "T2"), lambda row: math.log1p(row["words"])) for arm in ("base", "tuned")
     )
@@ -377,43 +297,8 @@ def gain_at_equal_length(scores: Scores, name: str) -> float | None:
     return float(gain.mean() - slope * longer.mean())
 
 
-# The table
-
-MEASURES: dict[str, Pick] = {
-    "recall": _recall,
-    "precision": _number("precision"),
-    **{verdict: _verdict_is(verdict) for verdict in ("correct", "partial", "incorrect", "not attempted")},
-    "contradictions": _number("contradictions"),
-    "tokens": _number("tokens"),
-    **{name: _number(name) for name in CRITERIA},
-    "stop": _ended,
-    "cjk": _number("cjk"),
-    "repetition": _number("repetition"),
-    "recited": _number("recited"),
-    "names_field": _number("names_field"),
-}
-LIKELIHOODS: tuple[tuple[str, str, Pick], ...] = (
-    ("choice", "choices", _number("right")),
-    ("choice", "brier", _number("brier")),
-    ("pair", "pairs", _prefers),
-    ("pair", "pairs, bare", lambda row: float(row["margin_bare"] > 0)),
-)
-
-
-def table(scores: Scores) -> list[Cell]:
-    """Return every measure of every arm and split."""
-    asked = [("open", arm, name, pick) for arm in scores.arms for name, pick in MEASURES.items()]
-    weighed = [(kind, arm, name, pick) for kind, name, pick in LIKELIHOODS for arm in ("base", "tuned")]
-    cells = []
-    for kind, arm, name, pick in [*asked, *weighed]:
-        for split in sorted({row["split"] for row in scores.rows if row["kind"] == kind}):
-            values = scores.values(kind, arm, (split,), pick)
-            if values:
-                cells.append(Cell(arm, split, name, scores.mean(f"{arm} {split} {name}", values)))
-    return [*cells, *memorised(scores)]
-
-
-BY_RUN = tuple(c for c in (Criterion("P1", _recall, ("T1",), GAINS), *WRITTEN_BEFORE_TRAINING) if c.b == "tuned")
+BY_RUN = tuple(c for c in (Criterion("P1", recall, ("T1",), GAINS), *WRITTEN_BEFORE_TRAINING) if c.b == "tuned")
+"""What is told of each training seed by itself."""
 
 
 def by_run(scores: Scores, runs: Sequence[str]) -> list[Cell]:
@@ -425,18 +310,4 @@ def by_run(scores: Scores, runs: Sequence[str]) -> list[Cell]:
             values = own.values(criterion.kind, "tuned", criterion.splits, criterion.pick, criterion.type)
             if values:
                 cells.append(Cell(run, "", criterion.key, own.mean(f"{run} {criterion.key}", values)))
-    return cells
-
-
-def memorised(scores: Scores) -> list[Cell]:
-    """Return how much better the training questions are answered than the same facts in other words, by arm."""
-    cells = []
-    for arm in ("base", "tuned"):
-        learnt, known = (scores.values("open", arm, (split,), _recall) for split in (MEMORISED, "T1"))
-        by_fact: dict[str, list[float]] = {}
-        for value, cluster in known.values():
-            by_fact.setdefault(cluster, []).append(value)
-        more = {k: (value - fmean(by_fact[c]), c) for k, (value, c) in learnt.items() if c in by_fact}
-        if more:
-            cells.append(Cell(arm, MEMORISED, "memorised", scores.mean(f"{arm} memorised", more)))
     return cells

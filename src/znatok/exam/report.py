@@ -10,7 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from znatok.eval.labels import NOTHING, interval, labels
 from znatok.eval.records import visible
 from znatok.eval.report import data_uri
-from znatok.exam.proof import MEMORISED, Proof, Row
+from znatok.exam.proof import Proof
+from znatok.exam.scores import MEMORISED, Row
 from znatok.exam.text import LIKELIHOODS, claim_cells, runs_table, shown_measures
 
 SHOWN_EXTREMES = 10

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 
 from znatok.eval.labels import NOTHING, interval, labels, number
-from znatok.exam.proof import Cell, Claim, Proof
+from znatok.exam.proof import Claim, Proof
+from znatok.exam.scores import Cell
 
 SHOWN_MEASURES = ("recall", "correct", "incorrect", "not attempted", "contradictions", "precision", "stop", "tokens")
 ALSO = {"T0": ("memorised", "recited"), "T1": ("recited",), "T5": ("names_field",)}  # what one split has besides
