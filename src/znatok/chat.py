@@ -6,131 +6,27 @@ piped in, each line is answered and nothing but the answers is printed.
 
 import contextlib
 import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from znatok.config import SampleOptions
-from znatok.cost import CostRequest
 from znatok.data.questions import read_questions
 from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
-from znatok.expert import Expert, Voice
-from znatok.files import write_json
-from znatok.generate.engine import Answer, Request, Stop
-from znatok.lexicon import language_of, of_language
+from znatok.expert import Voice
+from znatok.generate.engine import Stop
+from znatok.lexicon import language_of
 from znatok.logs import printable, say, warn
-from znatok.retrieve import Knowledge, inform
 from znatok.runs import find
-from znatok.tokens.chat import Message, Role, dialogue
+from znatok.session import ChatSession
+from znatok.tokens.chat import Role
 
 MULTILINE = '"""'
 HISTORY_LINES = 1000
 CONTINUE = {"ru": "Продолжай с того места, где остановился.", "en": "Go on from where you stopped."}
 GOODBYES = {"exit", "quit", "выход", "!exit"}  # what people type who come from other tools
-
-
-@dataclass
-class ChatSession:
-    """What was said, and how the next answer will be drawn."""
-
-    expert: Expert
-    sample: SampleOptions
-    seed: int
-    system: str
-    voice: Voice
-    history: list[Message] = field(default_factory=list)
-    knowledge: Knowledge | None = None
-    cost: CostRequest | None = None
-    sources: str = ""  # of the last answer
-    answer: Answer | None = None  # the last one in figures; None where nothing was generated or it was broken off
-
-    def request(self, question: str) -> Request:
-        """Return the request for the next answer: the system message, the dialogue so far, the question.
-
-        With knowledge the passages nearest to the question stand before it; the dialogue keeps the bare question.
-        """
-        self.sources = ""
-        if self.knowledge is not None:
-            form = of_language(language_of(question))["prompts"]["knowledge"]
-            informed = inform(question, self.knowledge, form)
-            question, self.sources = informed.text, informed.sources
-        return Request(tuple(dialogue(question, self.system, self.history)), self.sample, self.seed)
-
-    def computed(self, question: str) -> list[str]:
-        """Return the calculation, or what is missing for one, where a question is about the cost of a print."""
-        if self.cost is None or not self.cost.open:
-            self.cost = CostRequest(language_of(question))
-        return self.cost.answer() if self.cost.take(question) else []
-
-    def reply(self, question: str, voice: Voice | None = None) -> Iterator[str]:
-        """Yield the answer in pieces; the exchange joins the dialogue, an answer cut short as far as it got.
-
-        What a print costs is computed, not guessed: the model is not asked.
-        """
-        said = ""
-        self.answer = None
-        try:
-            if lines := self.computed(question):
-                said = "\n".join(lines)
-                yield said
-                return
-            with self.expert.speaking(voice or self.voice) as engine:
-                for piece in engine.stream(self.request(question)):
-                    said += piece
-                    yield piece
-                self.answer = engine.last
-        finally:
-            if said:
-                self.history += [Message(Role.USER, question), Message(Role.ASSISTANT, said.strip())]
-
-    def both(self, question: str) -> dict[Voice, str]:
-        """Return the answers of all voices to one question, same seed; the dialogue stays as it is."""
-        answers = {}
-        for voice in self.expert.voices:
-            with self.expert.speaking(voice) as engine:
-                answers[voice] = engine.answers([self.request(question)])[0].text
-        return answers
-
-    def undo(self) -> str:
-        """Take the last exchange back; return its question.
-
-        Raises:
-            UsageError: nothing was said.
-        """
-        if not self.history:
-            raise UsageError("nothing was said yet")
-        question = self.history[-2].text
-        del self.history[-2:]
-        return question
-
-    def save(self, path: Path) -> None:
-        """Write the dialogue and its settings as JSON."""
-        turns = [{"role": str(message.role), "content": message.text} for message in self.history]
-        write_json(path, {"system": self.system, "seed": self.seed, "voice": str(self.voice), "messages": turns})
-
-    def load(self, path: Path) -> None:
-        """Go on with a dialogue that :meth:`save` wrote: its messages, system message and seed; the voice stays.
-
-        Raises:
-            DataError: the file can't be read or is no such dialogue. Nothing is changed then.
-        """
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            turns = [Message(Role(turn["role"]), turn["content"]) for turn in stored["messages"]]
-            system, seed = stored["system"], stored["seed"]
-        except OSError as error:
-            raise DataError("{path}: can't be read: {why}", path=path, why=error.strerror) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError("{path}: no dialogue that /save wrote", path=path) from error
-        roles = [Role.USER, Role.ASSISTANT] * (len(turns) // 2)
-        plain = isinstance(system, str) and type(seed) is int and 0 <= seed < 2**63
-        if not plain or [turn.role for turn in turns] != roles or not all(isinstance(t.text, str) for t in turns):
-            raise DataError("{path}: no dialogue that /save wrote", path=path)
-        self.history, self.system, self.seed = turns, system, seed
 
 
 class Terminal:

@@ -161,7 +161,7 @@ def open_session(args: Any, argv: Sequence[str]) -> Any:
     if run and "model_name" not in config.explicit(argv, config.ModelOptions):
         model = config.ModelOptions(model_name="", dtype=model.dtype)
     expert = open_expert(model, run, config.LANGUAGE_NEUTRAL_SYSTEM, args.engine)
-    from znatok.chat import ChatSession
+    from znatok.session import ChatSession
 
     voice = Voice.BASE if args.base or run is None else Voice.TUNED
     system = expert.system if args.system is None else args.system

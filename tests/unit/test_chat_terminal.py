@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from znatok.chat import ChatSession, Terminal, _Goodbye, answer_file, ask, typed_lines
+from znatok.chat import Terminal, _Goodbye, answer_file, ask, typed_lines
 from znatok.config import LoraOptions, ModelOptions, SampleOptions
 from znatok.errors import DataError, ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
@@ -15,6 +15,7 @@ from znatok.generate.torch_engine import TorchEngine
 from znatok.logs import printable
 from znatok.model.adapters import inject, save_adapter
 from znatok.runs import Run
+from znatok.session import ChatSession
 from znatok.tokens.chat import Message, Role
 
 
