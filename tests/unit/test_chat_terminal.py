@@ -426,6 +426,7 @@ def test_a_cut_answer_goes_on(terminal, session, capsys):
     assert "(cut at 1 tokens; /continue lets it go on)" in capsys.readouterr().err
     assert session.answer is not None
     assert session.answer.tokens == 1
+    session.sample = SampleOptions(temperature=0.0, max_new_tokens=12)  # one token may be half a letter
     terminal.take("/continue")
     assert len(session.history) == 4
     assert session.history[2].text.startswith("Продолжай")
