@@ -7,7 +7,7 @@ people ask in other words than books answer in.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ class Informed:
         return "; ".join(f"[{i}] {passage.source}" for i, passage in enumerate(self.passages, 1))
 
 
-def inform(question: str, knowledge: Knowledge, form: str, count: int = 4) -> Informed:
+def inform(
+    question: str, knowledge: Knowledge, form: str, count: int = 4, fits: Callable[[str], bool] = lambda _text: True
+) -> Informed:
     """Put the passages nearest to a question before it.
 
     Args:
@@ -74,12 +76,16 @@ def inform(question: str, knowledge: Knowledge, form: str, count: int = 4) -> In
         knowledge: where to look.
         form: ``prompts.knowledge`` of the language, with {passages} and {question}.
         count: passages at most.
+        fits: whether the model can see a text this long; the farthest passages are left out until it can.
     """
     found = tuple(knowledge.search(question, count))
-    if not found:
-        return Informed(question, ())
-    listed = "\n".join(f"[{i}] {passage.text}" for i, passage in enumerate(found, 1))
-    return Informed(form.format(passages=listed, question=question), found)
+    while found:
+        listed = "\n".join(f"[{i}] {passage.text}" for i, passage in enumerate(found, 1))
+        text = form.format(passages=listed, question=question)
+        if fits(text):
+            return Informed(text, found)
+        found = found[:-1]
+    return Informed(question, ())
 
 
 def terms(text: str, lexicon: Lexicon | None = None) -> list[str]:

@@ -39,9 +39,13 @@ class ChatSession:
         self.sources = ""
         if self.knowledge is not None:
             form = of_language(language_of(question))["prompts"]["knowledge"]
-            informed = inform(question, self.knowledge, form)
+            with self.expert.speaking(self.voice) as engine:
+                informed = inform(question, self.knowledge, form, fits=lambda text: engine.fits(self._asking(text)))
             question, self.sources = informed.text, informed.sources
-        return Request(tuple(dialogue(question, self.system, self.history)), self.sample, self.seed)
+        return self._asking(question)
+
+    def _asking(self, text: str) -> Request:
+        return Request(tuple(dialogue(text, self.system, self.history)), self.sample, self.seed)
 
     def computed(self, question: str) -> list[str]:
         """Return the calculation, or what is missing for one, where a question is about the cost of a print."""

@@ -75,3 +75,16 @@ def test_passages_stand_before_the_question_with_their_sources():
     assert informed.text == "[1] Кайма держит углы.|Зачем кайма?"
     assert informed.sources == "[1] a:2"
     assert inform("Жираф?", knowledge, form).text == "Жираф?"
+
+
+def test_the_farthest_passages_are_left_out_where_a_model_does_not_see_so_much():
+    knowledge = Knowledge(
+        [Passage("PLA печатают при 200 °C.", "a:1"), Passage("PLA сушат.", "a:2"), Passage("PLA.", "a:3")]
+    )
+    form = "{passages}\n{question}"
+    whole = inform("Как печатать PLA?", knowledge, form)
+    assert len(whole.passages) == 3
+    shorter = inform("Как печатать PLA?", knowledge, form, fits=lambda text: len(text) < len(whole.text))
+    assert shorter.passages == whole.passages[:2]
+    bare = inform("Как печатать PLA?", knowledge, form, fits=lambda _text: False)
+    assert (bare.text, bare.passages) == ("Как печатать PLA?", ())

@@ -14,12 +14,8 @@ from typing import Any
 import torch
 
 from znatok import __version__
-from znatok.config import SampleOptions
 from znatok.expert import Expert, Voice
 from znatok.generate.engine import Answer, Request
-from znatok.lexicon import Lexicon
-from znatok.retrieve import Knowledge, inform
-from znatok.tokens.chat import dialogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +40,6 @@ ARMS = (
     Arm("tuned", Voice.TUNED),
     Arm("tuned+retrieval", Voice.TUNED, informed=True),
 )
-
-
-def request(
-    arm: Arm,
-    question: str,
-    system: str,
-    lexicon: Lexicon,
-    knowledge: Knowledge | None,
-    sample: SampleOptions,
-    seed: int,
-) -> Request:
-    """Return what an arm is asked."""
-    if arm.informed and knowledge is not None:
-        question = inform(question, knowledge, lexicon.prompts["knowledge"]).text
-    message = lexicon.prompts["expert"] if arm.prompted else system
-    return Request(tuple(dialogue(question, message)), sample, seed)
 
 
 class Store:

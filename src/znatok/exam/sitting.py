@@ -11,15 +11,18 @@ from typing import Any
 
 from znatok.config import EngineOptions, ModelOptions
 from znatok.errors import _
-from znatok.exam.arms import Store, ask, fingerprint, identity, request
+from znatok.exam.arms import Arm, Store, ask, fingerprint, identity
 from znatok.exam.likelihood import bits_per_byte, choose, prefer
 from znatok.exam.plan import Examination
 from znatok.exam.record import About, Line, Record, asked, curve
 from znatok.expert import Expert, Voice, open_expert
 from znatok.files import cache_home, read_jsonl, sha256
+from znatok.generate.engine import Request
 from znatok.logs import say
 from znatok.model.machine import machine
+from znatok.retrieve import inform
 from znatok.runs import Run
+from znatok.tokens.chat import dialogue
 
 
 def hear(runs: Sequence[Run], what: Examination, dtype: str = "auto", *, base: bool = True) -> list[Record]:
@@ -100,13 +103,24 @@ class Sitting:
         what = self.what
         for arm in (arm for arm in what.arms if arm.voice is self.voice):
             items = what.open_to(arm)
-            requests = [
-                request(arm, item.question, self.expert.system, what.lexicon, what.knowledge, what.sample, what.seed)
-                for item in items
-            ]
+            with self.expert.speaking(self.voice) as engine:
+                requests = [self._request(arm, item.question, engine.fits) for item in items]
             answers = ask(self.expert, self.voice, requests, self.who, self.store, self._progress(arm.name, len(items)))
             for item, answer in zip(items, answers, strict=True):
                 yield {"kind": "open", "arm": arm.name, "id": item.id, "asked": asked(item), **answer}
+
+    def _request(self, arm: Arm, question: str, fits: Callable[[Request], bool]) -> Request:
+        """Return what an arm is asked; with fewer passages where the model does not see as many."""
+        what = self.what
+        message = what.lexicon.prompts["expert"] if arm.prompted else self.expert.system
+
+        def asking(text: str) -> Request:
+            return Request(tuple(dialogue(text, message)), what.sample, what.seed)
+
+        if arm.informed and what.knowledge is not None:
+            form = what.lexicon.prompts["knowledge"]
+            question = inform(question, what.knowledge, form, fits=lambda text: fits(asking(text))).text
+        return asking(question)
 
     def _choices(self) -> Iterator[Line]:
         """Weigh the options of the choices."""

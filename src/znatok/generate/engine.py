@@ -53,6 +53,10 @@ class Engine(Protocol):
     name: str
     last: Answer | None
 
+    def fits(self, request: Request) -> bool:
+        """Tell whether the model sees the whole dialogue and an answer of full length."""
+        ...
+
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer in pieces of whole characters."""
         ...
@@ -80,6 +84,10 @@ class TokenEngine(ABC):
         Raises:
             UsageError: a dialogue is longer than the model's context.
         """
+
+    def fits(self, request: Request) -> bool:
+        """Tell whether the model sees the whole dialogue and an answer of full length."""
+        return len(self._chat.prompt_ids(request.messages)) + request.sample.max_new_tokens <= self._context
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer to one request in pieces of whole characters."""
