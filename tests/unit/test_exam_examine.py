@@ -1,6 +1,7 @@
 """The examination, whole, on a tiny model: every arm asked, everything written, nothing asked twice."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -11,6 +12,7 @@ from znatok.cli import main
 from znatok.config import ModelOptions, SampleOptions
 from znatok.data.schema import Pair
 from znatok.exam import sitting
+from znatok.exam.arms import identity
 from znatok.exam.examine import Result, evaluate, judge_records, write_proof
 from znatok.exam.items import read_items
 from znatok.exam.likelihood import bits_per_byte, choose, prefer
@@ -34,6 +36,14 @@ QUESTIONS = [
     {"id": "c1", "split": "T1", "question": "Что греть?", "options": ["сопло", "кота", "дом", "чай"], "answer": 0},
     {"id": "p1", "split": "T1", "question": "Что это?", "true": "Сопло горячее.", "false": "Сопло холодное."},
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(_session_home):
+    """Keep what is measured out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZNATOK_HOME", str(_session_home))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +273,17 @@ def test_the_verb_prints_its_table(run, folder, capsys):
     assert main(words) == 0
     assert "| P1 knows more" in capsys.readouterr().out
     assert (run.path / "eval" / "report.ru.html").is_file()
+
+
+def test_other_tokens_are_another_model():
+    """The weights of a directory say nothing of its tokenizer."""
+
+    def expert(tokens):
+        tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: tokens))
+        chat = SimpleNamespace(tokenizer=tokenizer, name="chatml")
+        return SimpleNamespace(base_sha256="ab", engine="llamacpp", chat=chat)
+
+    assert identity(expert("a"), Voice.BASE, None) == identity(expert("a"), Voice.BASE, None)
+    assert identity(expert("a"), Voice.BASE, None) != identity(expert("b"), Voice.BASE, None)
+    assert identity(expert("a"), Voice.BASE, "x") == identity(expert("a"), Voice.BASE, None)
+    assert identity(expert("a"), Voice.TUNED, "x") != identity(expert("a"), Voice.TUNED, "y")

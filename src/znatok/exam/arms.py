@@ -78,9 +78,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def identity(expert: Expert, voice: Voice, adapter: str | None) -> tuple[Any, ...]:
-    """Return what says which weights speak, and what computes them."""
+    """Return what says which weights speak, in which tokens, and what computes them."""
     number_format = expert.loaded.format if expert.engine == "torch" else "gguf"
-    return expert.base_sha256, adapter if voice is Voice.TUNED else None, expert.engine, number_format, expert.chat.name
+    tokenizer: Any = expert.chat.tokenizer
+    tokens = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    spoken = adapter if voice is Voice.TUNED else None
+    return expert.base_sha256, tokens, spoken, expert.engine, number_format, expert.chat.name
 
 
 def ask(
