@@ -104,8 +104,8 @@ def test_the_size_is_that_of_the_card():
     assert 1500 <= len(rows) <= 3000
     shares = Counter(row["kind"] for row in rows)
     admitting = shares["unknown"] + shares["missing"] + shares["premise"]
-    assert 0.14 <= admitting / len(rows) <= 0.2
-    assert shares["general"] == 300
+    assert 0.14 <= admitting / len(rows) <= 0.23
+    assert shares["general"] == 220
     assert 155 <= shares["informed"] + shares["informed without answer"] <= 160
 
 

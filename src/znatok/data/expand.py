@@ -76,8 +76,8 @@ class Exposure:
 class Mixture:
     """How much of what: at most so many pairs of a kind; one in ``empty`` of those with passages lacks the answer."""
 
-    strangers: int = 120
-    general: int = 300
+    strangers: int = 100
+    general: int = 220
     informed: int = 160
     empty: int = 5
     passages: int = 3
