@@ -56,6 +56,7 @@ CHAT = MODEL | {
     ("questions", "str", None, None),
     ("system", "str", None, None),
     ("knowledge", "str", None, None),
+    ("no_history", "switch", False, None),
     ("base", "switch", False, None),
     ("engine", "str", "auto", ("auto", "torch", "llamacpp")),
     ("temperature", "float", 0.7, None),
