@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers, trainers
 from transformers import AddedToken
 
 import tiny
@@ -272,7 +273,9 @@ def test_a_tokenizer_without_chatml_means_plain():
 
 
 def without_chatml(eos):
-    backend = json.loads(tiny._tokenizer_json().replace("<|im_start|>", "<s1>").replace("<|im_end|>", "<s2>"))
+    backend = json.loads(
+        tiny.TOKENIZER.read_text(encoding="utf-8").replace("<|im_start|>", "<s1>").replace("<|im_end|>", "<s2>")
+    )
     tokenizer = tiny.PreTrainedTokenizerFast(tokenizer_object=tiny.Tokenizer.from_str(json.dumps(backend)))
     tokenizer.eos_token = eos
     return tokenizer
@@ -301,11 +304,11 @@ def test_chatml_cannot_be_had_without_its_tokens():
 
 def golden_tokenizer():
     """Return a tokenizer like the tiny one, but made of text that never changes; data.jsonl does."""
-    tokenizer = tiny.Tokenizer.from_str(tiny._tokenizer_json())
-    trainer = tiny.trainers.BpeTrainer(
+    tokenizer = tiny.Tokenizer.from_str(tiny.TOKENIZER.read_text(encoding="utf-8"))
+    trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=tiny.CONTROL,
-        initial_alphabet=tiny.pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([text for pair in tiny.PAIRS for text in pair], trainer)
