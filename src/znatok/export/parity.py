@@ -37,9 +37,9 @@ from znatok.runs import Run
 from znatok.tokens.chat import ChatFormat, Message, Role, dialogue
 
 MODEL, ADAPTER, MODELFILE = "model.gguf", "adapter.gguf", "Modelfile"
-LEAD_LIMIT = 0.75
+LEAD_LIMIT = 0.5
 """Logits by which the best token may lead one that the export says. What rounding does is in docs/experiments.md."""
-DRIFT_LIMIT = 0.1
+DRIFT_LIMIT = 0.05
 """Nats by which the log probabilities of what the export says may differ on average."""
 TOKENS = 32  # of each answer
 QUESTIONS = 8
