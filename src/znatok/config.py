@@ -183,13 +183,13 @@ class SearchOptions(Options):
 RECIPES: dict[str, dict[str, Any]] = {
     "seed": {},  # the defaults above are those of the document the project grew from
     "expert": {
-        "lora_r": 32,
-        "lora_alpha": 64,
+        "lora_r": 16,
+        "lora_alpha": 32,
         "lora_dropout": 0.05,
         "learning_rate": 4e-4,
         "lr_scheduler_type": "cosine",
         "num_train_epochs": 2.0,
-        "per_device_train_batch_size": 4,
+        "per_device_train_batch_size": 8,
     },
 }
 """Sets of training options by name; what the command line states goes before them."""
