@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 import tiny
@@ -293,7 +294,7 @@ def test_every_end_token_may_be_said_and_ends_the_answer(chat):
 def letters(chat, *texts):
     """The ids of texts spelled byte by byte."""
     vocabulary = chat.tokenizer.get_vocab()
-    spelled = tiny.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return [[vocabulary[c] for c in spelled.pre_tokenize_str(text)[0][0]] for text in texts]
 
 
