@@ -1,5 +1,8 @@
 """``znatok search``: a better recipe, proposed by Optuna and judged by wordings that were kept out of training.
 
+A recipe that makes the model forget more general language than an examination allows stands below all that do not,
+whatever it knows.
+
 Each trial is a run of its own on a part of the facts with everything that is known of them, so that a fact is met as
 often as in the full run and a trial takes minutes. The journal of a study is a file: a search that was stopped goes on,
 and several processes may work on one. What a flag states is fixed, everything else of :data:`SPACE` is searched.
@@ -20,6 +23,7 @@ from znatok.errors import SystemFault, TrainingError, UsageError, _
 from znatok.eval.dev import ADMITTING, dev_score
 from znatok.files import read_jsonl, write_json, write_jsonl
 from znatok.logs import say
+from znatok.prose import FORGOTTEN
 from znatok.train.run import train
 
 
@@ -49,13 +53,19 @@ class Trial:
         number: of the trial in its study.
         values: what was tried.
         score: :attr:`znatok.eval.dev.DevScore.mean`, by which trials are ranked; None for a trial that did not end.
-        figures: the parts of the score, the last validation loss in nats per answer token, steps, seconds.
+        figures: the parts of the score, the last validation loss in nats per answer token, the rise of the bits per
+            byte of general prose and by how much it is too large, steps, seconds.
     """
 
     number: int
     values: Mapping[str, Any]
     score: float | None
     figures: Mapping[str, float]
+
+    @property
+    def forgets(self) -> bool:
+        """Whether more general language is forgotten than may be."""
+        return self.figures.get("excess", 0.0) > 0
 
 
 def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] = ()) -> list[Trial]:
@@ -99,6 +109,7 @@ def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] 
         say(_("trial {number}: {values}", number=trial.number, values=said))
         found = attempt(config, options, trial.number, values)
         trial.set_user_attr("figures", found)
+        trial.set_constraint("forgotten", found["excess"])  # the sampler keeps away from what breaks it
         return float(found["score"])
 
     study.optimize(objective, n_trials=options.trials, catch=(TrainingError,))
@@ -146,6 +157,8 @@ def attempt(config: TrainConfig, options: SearchOptions, number: int, values: Ma
         "score": judged.mean,
         "facts": judged.facts,
         "admitted": judged.admitted,
+        **{f"prose_{language}": rise for language, rise in judged.forgotten.items()},
+        "excess": judged.excess,
         "loss": losses[-1],
         "steps": figures["steps"],
         "seconds": figures["wall_seconds"],
@@ -191,18 +204,18 @@ def write_part(source: Path, target: Path, share: float, mixed: Mapping[str, flo
 
 
 def ranked(study: Any) -> list[Trial]:
-    """Return the trials of a study, the highest score first, those that did not end last."""
+    """Return the trials of a study, the highest score first; then those that forget too much, then those that failed."""
     found = [
         Trial(trial.number, dict(trial.params), trial.value, trial.user_attrs.get("figures", {}))
         for trial in study.trials
     ]
-    return sorted(found, key=lambda trial: (trial.score is None, -(trial.score or 0.0), trial.number))
+    return sorted(found, key=lambda trial: (trial.score is None, trial.forgets, -(trial.score or 0.0), trial.number))
 
 
 def table(trials: Collection[Trial]) -> str:
     """Return the trials as a Markdown table."""
     names = [name for name in SPACE if any(name in trial.values for trial in trials)]
-    figures = ("score", "facts", "admitted", "loss", "steps", "seconds")
+    figures = ("score", "facts", "admitted", *(f"prose_{name}" for name in FORGOTTEN), "loss", "steps", "seconds")
     lines = [["trial", *figures, *names], ["--:"] * (len(names) + len(figures) + 1)]
     for trial in trials:
         shown = [f"{trial.figures[name]:.4g}" if name in trial.figures else "–" for name in figures]

@@ -15,7 +15,7 @@ from znatok.exam import sitting
 from znatok.exam.arms import identity
 from znatok.exam.examine import Result, evaluate, judge_records, write_proof
 from znatok.exam.items import read_items
-from znatok.exam.likelihood import bits_per_byte, choose, prefer
+from znatok.exam.likelihood import choose, prefer
 from znatok.exam.plan import Examination, plan_examination
 from znatok.exam.proof import Proof, prove
 from znatok.exam.publish import MARKS, write_card
@@ -23,7 +23,7 @@ from znatok.exam.record import read_records, write_record
 from znatok.exam.text import claims_table, runs_table
 from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl
-from znatok.model.score import answer_losses, group_losses
+from znatok.model.score import answer_losses, bits_per_byte, group_losses
 from znatok.tokens.encode import EncodeRule, encode_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,10 +10,13 @@ import helpers
 import tiny
 from znatok import search as module
 from znatok.cli import main
-from znatok.config import SearchOptions, TrainConfig
+from znatok.config import ModelOptions, SearchOptions, TrainConfig
 from znatok.errors import UsageError
-from znatok.eval.dev import agreement, compared, dev_score
+from znatok.eval.dev import DevScore, agreement, compared, dev_score, forgotten
+from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl
+from znatok.model.score import bits_per_byte
+from znatok.prose import general_text
 from znatok.runs import find
 from znatok.search import SPACE, Trial, search, table, with_values, write_part
 
@@ -97,14 +101,67 @@ def test_a_study_is_made_of_runs_and_goes_on(tiny_dir, tmp_path):
     run = tmp_path / "study" / f"trial-{trials[0].number:03}"
     losses = [row["val_loss"] for row in read_jsonl(run / "metrics.jsonl") if "val_loss" in row]
     assert losses[-1] == trials[0].figures["loss"]
-    assert dev_score(find(run), dev, "float32").mean == trials[0].score
+    judged = dev_score(find(run), dev, "float32")
+    assert judged.mean == trials[0].score
+    assert {f"prose_{name}": rise for name, rise in judged.forgotten.items()}.items() <= trials[0].figures.items()
     assert read_json(tmp_path / "study" / "search.json")["trials"][0]["score"] == trials[0].score
 
 
 def test_a_trial_that_failed_stands_last():
-    shown = table([Trial(1, {"lora_r": 8}, 0.5, {"score": 0.5, "steps": 3}), Trial(0, {"lora_r": 16}, None, {})])
-    assert shown.splitlines()[-2] == "| 1 | 0.5 | – | – | – | 3 | – | 8 |"
-    assert shown.splitlines()[-1] == "| 0 | – | – | – | – | – | – | 16 |"
+    shown = table(
+        [
+            Trial(1, {"lora_r": 8}, 0.5, {"score": 0.5, "prose_ru": 0.011, "steps": 3}),
+            Trial(0, {"lora_r": 16}, None, {}),
+        ]
+    )
+    assert shown.splitlines()[-2] == "| 1 | 0.5 | – | – | 0.011 | – | – | 3 | – | 8 |"
+    assert shown.splitlines()[-1] == "| 0 | – | – | – | – | – | – | – | – | 16 |"
+
+
+def test_a_trial_that_forgets_stands_below_all_that_do_not(monkeypatch, tmp_path):
+    pytest.importorskip("optuna")
+    found = {0: (0.9, 0.01), 1: (0.3, -0.02), 2: (0.5, 0.0)}
+
+    def attempt(_config, _options, number, _values):
+        return dict(zip(("score", "excess"), found[number], strict=True))
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    config = replace(TrainConfig(), data=replace(TrainConfig().data, val_path="dev.jsonl"))
+    trials = search(config, SearchOptions(study=str(tmp_path), trials=3))
+    assert [trial.number for trial in trials] == [2, 1, 0]
+    assert [trial.forgets for trial in trials] == [False, False, True]
+
+
+def test_what_was_forgotten_is_a_ratio_of_bits(tiny_dir, tmp_path):
+    run = helpers.trained(tiny_dir, tiny.write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "run", max_steps=2)
+    expert = open_expert(ModelOptions(model_name=str(tiny_dir), dtype="float32"), run, "", "torch")
+    rises = forgotten(expert)
+    for language, rise in rises.items():
+        bits = {}
+        for voice in expert.voices:
+            with expert.weights(voice) as model:
+                windows = bits_per_byte(model, expert.chat, general_text(language))
+            bits[voice] = sum(found for found, _size in windows)
+        assert rise == pytest.approx(bits[Voice.TUNED] / bits[Voice.BASE] - 1)
+    assert set(rises) == {"ru", "en"}
+    assert all(rise != 0 for rise in rises.values())
+
+
+@pytest.mark.parametrize("language", ["ru", "en"])
+def test_a_recipe_is_not_chosen_by_the_prose_it_is_examined_with(language):
+    def runs(path):
+        words = path.read_text(encoding="utf-8").lower().split()
+        return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+
+    chosen_by = runs(general_text(language))
+    assert len(chosen_by) > 800
+    assert not chosen_by & runs(Path(__file__).parents[2] / "data" / "eval" / f"prose_{language}.txt")
+
+
+def test_the_worst_language_decides():
+    assert DevScore(0, 0, 0, 1).excess == 0
+    assert DevScore(0, 0, 0, 1, {"ru": 0.01, "en": 0.04}).excess == pytest.approx(-0.01)
+    assert DevScore(0, 0, 0, 1, {"ru": 0.05, "en": 0.04}).excess == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +197,7 @@ def test_the_verb_checks_its_flags(capsys):
 
 def proposals(monkeypatch, folder, seed=42, parts=(3,), worker=0):
     """Return what a study proposes, begun anew for each part, where every trial is worth its learning rate."""
-    monkeypatch.setattr(module, "attempt", lambda _c, _o, _n, values: {"score": values["learning_rate"], "loss": 1.0})
+    monkeypatch.setattr(module, "attempt", lambda _c, _o, _n, values: {"score": values["learning_rate"], "excess": 0.0})
     config = replace(TrainConfig(), data=replace(TrainConfig().data, val_path="dev.jsonl"))
     config = replace(config, train=replace(config.train, seed=seed))
     for trials in parts:

@@ -1,30 +1,37 @@
-"""How well a tuned model answers wordings that were kept out of training: what a recipe is chosen by.
+"""How well a tuned model answers wordings that were kept out of training, and what it forgot: a recipe's judge.
 
 The loss is no guide here: it rises when a model grows sure of itself, while what it can say still grows (evaluation of
 knowledge by generation, as in Gekhman et al., arXiv 2405.05904). So the model is asked, and its answers are compared
 with the references by rules that need no key. The test items have keys and are never used for choosing.
+
+What a recipe teaches can cost the language the model had before, and no answer about the field shows it; so the model
+also reads prose that has nothing to do with it (:mod:`znatok.prose`), once as it is and once as its base.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from znatok.config import EngineOptions, ModelOptions, SampleOptions
 from znatok.data.load import read_pairs
 from znatok.errors import DataError
-from znatok.expert import Voice, open_expert
+from znatok.expert import Expert, Voice, open_expert
 from znatok.files import read_jsonl
 from znatok.generate.engine import Request
 from znatok.language import normalise, words_of
 from znatok.lexicon import Lexicon, language_of, load_lexicon
+from znatok.prose import FORGOTTEN, general_text
 from znatok.runs import Run
 from znatok.tokens.chat import dialogue
 
+if TYPE_CHECKING:
+    from znatok.tokens.chat import ChatFormat
+
 ADMITTING = ("unknown", "missing")  # kinds of pairs whose right answer says what is not known
-NOT_ASKED = ("general",)  # any answer may be good; what is forgotten shows in the loss
+NOT_ASKED = ("general",)  # any answer may be good; what is forgotten shows in prose
 ANSWER_TOKENS = 128
 CONTENT = 4  # letters of a word that is compared, at least
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -39,16 +46,23 @@ class DevScore:
         facts: agreement with the references of facts, see :func:`agreement`.
         admitted: share of answers that say what is not known where nothing can be.
         n: questions asked.
+        forgotten: rise of the bits per byte of general prose by language, relative to the base; empty where not read.
     """
 
     mean: float
     facts: float
     admitted: float
     n: int
+    forgotten: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def excess(self) -> float:
+        """By how much the worst language exceeds what may be forgotten; at most 0 where none does."""
+        return max((rise - FORGOTTEN[language] for language, rise in self.forgotten.items()), default=0.0)
 
 
 def dev_score(run: Run, path: Path, dtype: str = "auto") -> DevScore:
-    """Ask a run's adapter what a file of pairs asks, greedily, and compare.
+    """Ask a run's adapter what a file of pairs asks, greedily, and compare; have it read prose.
 
     Raises:
         DataError: the file can't be read, or holds nothing that can be compared.
@@ -62,7 +76,24 @@ def dev_score(run: Run, path: Path, dtype: str = "auto") -> DevScore:
     requests = [Request(tuple(dialogue(record["prompt"], expert.system)), sample, 0) for record in records]
     with expert.speaking(Voice.TUNED) as engine:
         answers = [answer.text for answer in engine.answers(requests)]
-    return compared(records, answers)
+    return replace(compared(records, answers), forgotten=forgotten(expert))
+
+
+def forgotten(expert: Expert) -> dict[str, float]:
+    """Return the rise of the bits per byte of general prose by language, relative to the base."""
+    bits: dict[tuple[Voice, str], float] = {}
+    for voice in expert.voices:
+        with expert.weights(voice) as model:
+            for language in FORGOTTEN:
+                bits[voice, language] = _bits(model, expert.chat, language)
+    return {language: bits[Voice.TUNED, language] / bits[Voice.BASE, language] - 1 for language in FORGOTTEN}
+
+
+def _bits(model: Any, chat: "ChatFormat", language: str) -> float:
+    from znatok.model.score import bits_per_byte
+
+    windows = bits_per_byte(model, chat, general_text(language))
+    return sum(bits for bits, _size in windows) / sum(size for _bits, size in windows)
 
 
 def compared(records: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> DevScore:

@@ -1,4 +1,4 @@
-"""What a model holds likely, asked without letting it speak: choices, minimal pairs, and prose it should not forget.
+"""What a model holds likely, asked without letting it speak: choices and minimal pairs.
 
 No decoding, no reading of answers, so no error of either. Losses are compared within one model only: tuning moves all
 of them, and a difference between two statements of one model is what knowledge shows in.
@@ -7,17 +7,14 @@ of them, and a difference between two statements of one model is what knowledge 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from znatok.data.schema import Pair
-from znatok.errors import DataError
 from znatok.exam.items import ChoiceItem, PairItem
 from znatok.model.score import answer_losses, group_losses
 from znatok.tokens.chat import ChatFormat, dialogue
 from znatok.tokens.encode import Example
 
-WINDOW = 512  # tokens of prose read at once; each window begins anew
 TOGETHER = 16  # groups between two reports of progress
 
 Done = Callable[[int], None]
@@ -87,29 +84,6 @@ def prefer(model: Any, chat: ChatFormat, system: str, items: Sequence[PairItem],
         Preferred(answers[1][0] - answers[0][0], texts[1][0] - texts[0][0])
         for answers, texts in zip(framed, plain, strict=True)
     ]
-
-
-def bits_per_byte(model: Any, chat: ChatFormat, path: Path) -> list[tuple[float, int]]:
-    """Return (bits, bytes) of each window of a text; their sums' ratio is how well the model predicts it.
-
-    Raises:
-        DataError: the file can't be read, or is too short to say anything.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("{path}: {error}", path=path, error=error) from None
-    found = []
-    for part in (part for part in text.split("***") if part.strip()):
-        ids = chat.text_ids(part.strip())
-        for start in range(0, len(ids), WINDOW):
-            window = ids[start : start + WINDOW]
-            if len(window) > 1:
-                (loss, _tokens), *_rest = answer_losses(model, [_example(window, 1)])
-                found.append((loss / math.log(2), len(chat.tokenizer.decode(window[1:]).encode())))
-    if not found:
-        raise DataError("{path}: no text to measure", path=path)
-    return found
 
 
 def _losses(model: Any, groups: Sequence[Sequence[Example]], done: Done) -> list[list[tuple[float, int]]]:

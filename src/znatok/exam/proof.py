@@ -19,12 +19,12 @@ from znatok.eval.summary import Verdict
 from znatok.exam.criteria import CRITERIA
 from znatok.exam.scores import Cell, Pick, Row, Scores, ended, number, prefers, recall, verdict_is
 from znatok.exam.table import table
+from znatok.prose import FORGOTTEN
 
 GAIN = 0.15  # of claim recall on T1, at least
 CONTRADICTIONS, CONTRADICTIONS_FAR = 0.02, 0.05  # more per answer than the base, at most
 RECALL_LOST = -0.05  # of claim recall on held-out facts, at most
 STOPS = 0.98
-FORGOTTEN = {"ru": 0.03, "en": 0.05}  # more bits per byte, at most
 GENERAL_LOST = -0.03  # of general questions, at most
 ALPHA = 0.05
 

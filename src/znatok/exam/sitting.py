@@ -12,7 +12,7 @@ from typing import Any
 from znatok.config import EngineOptions, ModelOptions
 from znatok.errors import _
 from znatok.exam.arms import Arm, Store, ask, fingerprint, identity
-from znatok.exam.likelihood import bits_per_byte, choose, prefer
+from znatok.exam.likelihood import choose, prefer
 from znatok.exam.plan import Examination
 from znatok.exam.record import About, Line, Record, asked, curve
 from znatok.expert import Expert, Voice, open_expert
@@ -20,6 +20,7 @@ from znatok.files import cache_home, read_jsonl, sha256
 from znatok.generate.engine import Request
 from znatok.logs import say
 from znatok.model.machine import machine
+from znatok.model.score import bits_per_byte
 from znatok.retrieve import inform
 from znatok.runs import Run
 from znatok.tokens.chat import dialogue

@@ -1,19 +1,26 @@
-"""How well a model predicts given answers.
+"""How well a model predicts what is given to it: answers to questions, and prose.
 
 Shapes: B examples, T tokens, D width.
 """
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from znatok.data.schema import Pair
+from znatok.errors import DataError
 from znatok.fast.loss import answer_loss, row_loss, row_losses
 from znatok.model.backbone import build_backbone, is_rounded, obstacle
+from znatok.tokens.chat import ChatFormat
 from znatok.tokens.collate import Collator, ExampleSet
 from znatok.tokens.encode import Example
 from znatok.tokens.packing import pack
+
+WINDOW = 512  # tokens of prose read at once; each window begins anew
 
 
 def hidden_states(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -75,3 +82,26 @@ def answer_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, 
         losses.append((float(total), count))
     model.train(was_training)
     return losses
+
+
+def bits_per_byte(model: Any, chat: ChatFormat, path: Path) -> list[tuple[float, int]]:
+    """Return (bits, bytes) of each window of a text; their sums' ratio is how well the model predicts it.
+
+    Raises:
+        DataError: the file can't be read, or is too short to say anything.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("{path}: {error}", path=path, error=error) from None
+    found = []
+    for part in (part for part in text.split("***") if part.strip()):
+        ids = chat.text_ids(part.strip())
+        for start in range(0, len(ids), WINDOW):
+            window = ids[start : start + WINDOW]
+            if len(window) > 1:
+                (loss, _tokens), *_rest = answer_losses(model, [Example(tuple(window), 1, Pair("", ""))])
+                found.append((loss / math.log(2), len(chat.tokenizer.decode(window[1:]).encode())))
+    if not found:
+        raise DataError("{path}: no text to measure", path=path)
+    return found
