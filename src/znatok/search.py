@@ -204,7 +204,7 @@ def write_part(source: Path, target: Path, share: float, mixed: Mapping[str, flo
 
 
 def ranked(study: Any) -> list[Trial]:
-    """Return the trials of a study, the highest score first; then those that forget too much, then those that failed."""
+    """Return the trials of a study, the highest score first; after them those that forget too much or failed."""
     found = [
         Trial(trial.number, dict(trial.params), trial.value, trial.user_attrs.get("figures", {}))
         for trial in study.trials
