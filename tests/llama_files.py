@@ -74,9 +74,9 @@ def opened(path, adapter=None, context=CONTEXT):
     """Return a server and its two voices; the tuned one is None without an adapter."""
     base = gguf_base(str(path), print)
     chat = file_format(base, "auto")
-    server = llamacpp.LlamaServer(Path(path), adapter, context)
+    server = llamacpp.LlamaServer(Path(path), [adapter] if adapter else [], context)
     banned = sorted(set(range(len(base.header.metadata["tokenizer.ggml.tokens"]))) - sayable(chat))
-    voices = [llamacpp.LlamaCppEngine(server, chat, context, banned, tuned=tuned) for tuned in (False, True)]
+    voices = [llamacpp.LlamaCppEngine(server, chat, context, banned, adapter=place) for place in (None, 0)]
     return server, voices[0], voices[1] if adapter else None
 
 

@@ -52,6 +52,7 @@ GROUPS: dict[type[Any], str] = {
     config.SampleOptions: f"{CHAT_VERBS}, `compare`",
     config.SearchOptions: "`search`",
     config.ExportOptions: "`export`",
+    config.ServeOptions: "`serve`",
 }
 EXPERT = ", ".join(
     f"`--{name} {value:g}`" if isinstance(value, float) else f"`--{name} {value}`"

@@ -9,10 +9,11 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from znatok.config import SampleOptions
 from znatok.data.questions import read_questions
 from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
 from znatok.expert import Voice
@@ -25,6 +26,7 @@ from znatok.tokens.chat import Role
 
 MULTILINE = '"""'
 HISTORY_LINES = 1000
+OPTIONS = tuple(spec.name for spec in fields(SampleOptions))
 CONTINUE = {"ru": "Продолжай с того места, где остановился.", "en": "Go on from where you stopped."}
 GOODBYES = {"exit", "quit", "выход", "!exit"}  # what people type who come from other tools
 
@@ -48,7 +50,10 @@ class Terminal:
             "/compare": (self._compare, _("both answer: the question given, or the last one")),
             "/seed": (self._seed, _("N: set the seed of the answers")),
             "/system": (self._system, _("TEXT: set the system message; begins a new dialogue")),
-            "/set": (self._set, _("OPTION VALUE: temperature, top_p, top_k, max_new_tokens, repetition_penalty")),
+            "/set": (
+                self._set,
+                _("OPTION VALUE: one of {names}", names=", ".join(OPTIONS)),
+            ),
             "/retry": (self._retry, _("answer the last question again, with the next seed")),
             "/undo": (self._undo, _("take the last exchange back")),
             "/continue": (self._continue, _("let an answer go on that reached its limit")),

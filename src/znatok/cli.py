@@ -234,6 +234,28 @@ def export_verb(words: list[str]) -> int:
     return 0
 
 
+def serve_verb(words: list[str]) -> int:
+    """Serve base and tuned models."""
+    parser = config.Parser(
+        prog="znatok serve", description=_("Serve base and tuned models to programs that speak the OpenAI API.")
+    )
+    config.add_options(parser, config.ModelOptions)
+    config.add_options(parser, config.ServeOptions)
+    config.add_options(parser, config.EngineOptions)
+    config.add_options(parser, config.SampleOptions)
+    args = parser.parse_args(words)
+    model = config.from_args(config.ModelOptions, args)
+    options = config.from_args(config.ServeOptions, args)
+    if "model_name" not in config.explicit(words, config.ModelOptions):
+        model = dataclasses.replace(model, model_name="")
+    if options.runs is None and Path("runs").is_dir():
+        options = dataclasses.replace(options, runs="runs")
+    from znatok.serve.run import serve
+
+    serve(model, options, config.from_args(config.SampleOptions, args), args.engine)
+    return 0
+
+
 def cost_verb(words: list[str]) -> int:
     """Compute what a print costs."""
     from znatok.cost import CostOptions, cost
@@ -309,6 +331,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "ask": (ask_verb, "answer one question"),
     "compare": (compare_verb, "ask base and tuned the same, and measure both"),
     "eval": (eval_verb, "examine with keyed questions, and say what is shown"),
+    "serve": (serve_verb, "serve base and tuned over the OpenAI API"),
     "cost": (cost_verb, "what a print costs, with every sum shown"),
     "export": (export_verb, "make an adapter into what other programs run"),
     "publish": (publish_verb, "put a run's results into a repository"),

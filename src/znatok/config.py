@@ -171,6 +171,22 @@ class ExportOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeOptions(Options):
+    """The server."""
+
+    runs: str | None = option(None, "folder of runs, or one run: every adapter for the base is served; runs if there")
+    host: str = option("127.0.0.1", "address to listen on; any but this computer's own needs an API key")
+    port: int = option(8000, "port to listen on; 0 for any that is free", low=0, high=65535)
+    api_key_file: str | None = option(None, "file with the API key; without it the key in ZNATOK_API_KEY, if any")
+    knowledge: str | None = option(None, "facts, pairs or Markdown whose nearest passages are put before questions")
+    context: int = option(4096, "tokens of a dialogue and its answer together", low=64, high=1 << 20)
+    queue: int = option(64, "requests that may wait; more are told to come again", low=1, high=10**5)
+    timeout: float = option(600, "seconds an answer may take, waiting included", low=1, high=86400)
+    patience: float = option(30, "seconds the server waits for running answers when it is stopped", low=0, high=3600)
+    threads: int = option(0, "threads to compute with; 0 for one per core", low=0, high=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions(Options):
     """The search for a recipe."""
 
@@ -206,7 +222,19 @@ class SampleOptions(Options):
     top_p: float = option(0.9, "draw from the likeliest tokens that make up this share", low=0.01, high=1)
     top_k: int = option(0, "draw from so many likeliest tokens; 0 for no limit", low=0, high=10**6)
     repetition_penalty: float = option(1.0, "divide the logits of tokens already said; 1 for none", low=0.5, high=5)
+    frequency_penalty: float = option(
+        0.0, "take so much off a token's logit for each time it was said; 0 for none", low=-2, high=2
+    )
+    presence_penalty: float = option(0.0, "take so much off the logit of a token that was said", low=-2, high=2)
     max_new_tokens: int = option(256, "longest answer in tokens", low=1, high=32768)
+
+    def described(self) -> dict[str, Any]:
+        """Return the options as records of answers name them.
+
+        Penalties that take nothing off are left out: answers from before there were any are drawn alike.
+        """
+        idle = {name for name in ("frequency_penalty", "presence_penalty") if not getattr(self, name)}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in idle}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,12 +68,13 @@ class Expert:
         self.base_name, self.base_sha256 = base.name, base.sha256
         header = base.header
         context = header.integer(f"{header.text('general.architecture')}.context_length", high=1 << 24)
-        self._server = LlamaServer(header.path, self._choice.adapter, context)
+        adapters = [self._choice.adapter] if self._choice.adapter else []
+        self._server = LlamaServer(header.path, adapters, context)
         self.chat = file_format(base, asked)
         banned = sorted(set(range(len(header.metadata["tokenizer.ggml.tokens"]))) - sayable(self.chat))
         for voice in self.voices:
-            tuned = voice is Voice.TUNED
-            self._engines[voice] = LlamaCppEngine(self._server, self.chat, context, banned, tuned=tuned)
+            adapter = 0 if voice is Voice.TUNED else None
+            self._engines[voice] = LlamaCppEngine(self._server, self.chat, context, banned, adapter=adapter)
         self._server.wait()
 
     def _open_model(self, asked: str) -> None:
@@ -93,7 +94,7 @@ class Expert:
 
         loaded = load_base(self._options, say=say)
         loaded.model.to(device())
-        _refuse_other_base(self.run, loaded.source.name, loaded.source.sha256)
+        refuse_other_base(self.run, loaded.source.name, loaded.source.sha256)
         return loaded
 
     @cached_property
@@ -178,8 +179,8 @@ def open_expert(
     if run and not run.has_adapter():
         raise ModelError("{path}: no adapter_model.safetensors; train first, or go on with --resume", path=run.path)
     options = replace(options, model_name=name)
-    if many and engine == "auto" and options.dtype == "auto" and _fast_in_int8(name):
-        options, engine = replace(options, dtype="int8"), "torch"
+    if many:
+        options, engine = best_for_many(options, engine)
     choice = _choose(engine, options, run)
     expert = Expert(options, run, system, choice)
     say(
@@ -195,11 +196,18 @@ def open_expert(
     return expert
 
 
-def _fast_in_int8(name: str) -> bool:
-    """Tell whether this machine computes this model in int8; 32 answers at once are then faster than one by one."""
+def best_for_many(options: ModelOptions, engine: str) -> tuple[ModelOptions, str]:
+    """Return number format and engine for many questions at once.
+
+    Where both are left open and this machine computes the model in int8, that is it: 32 answers at once are faster than
+    one by one.
+    """
     from znatok.model.load import int8_obstacle, resolve
 
-    return not int8_obstacle(resolve(name, say=say))
+    open_to_all = engine == "auto" and options.dtype == "auto"
+    if open_to_all and not int8_obstacle(resolve(options.model_name, say=say)):
+        return replace(options, dtype="int8"), "torch"
+    return options, engine
 
 
 def _choose(engine: str, options: ModelOptions, run: Run | None) -> "Choice":
@@ -209,14 +217,14 @@ def _choose(engine: str, options: ModelOptions, run: Run | None) -> "Choice":
         return Choice()
     base = gguf_base(options.model_name, say)
     if base is not None:
-        _refuse_other_base(run, base.name, base.sha256)
+        refuse_other_base(run, base.name, base.sha256)
 
     import torch
 
     return choose(engine, options, base, run.path if run else None, cuda=torch.cuda.is_available())
 
 
-def _refuse_other_base(run: Run | None, name: str, sha256: str | None) -> None:
+def refuse_other_base(run: Run | None, name: str, sha256: str | None) -> None:
     """Raise ModelError where the run's manifest names other weights."""
     trained_on = run.read_manifest().get("base", {}) if run else {}
     if run and trained_on.get("sha256") not in {None, sha256}:

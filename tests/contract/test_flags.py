@@ -63,6 +63,8 @@ CHAT = MODEL | {
     ("top_p", "float", 0.9, None),
     ("top_k", "int", 0, None),
     ("repetition_penalty", "float", 1.0, None),
+    ("frequency_penalty", "float", 0.0, None),
+    ("presence_penalty", "float", 0.0, None),
     ("max_new_tokens", "int", 256, None),
 }
 

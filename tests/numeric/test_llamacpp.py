@@ -58,10 +58,21 @@ def requests(**sample):
 # Against the torch engine
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.5, 0.7])
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        {},
+        {"repetition_penalty": 1.5},
+        {"repetition_penalty": 0.7},
+        {"frequency_penalty": 1.0},
+        {"presence_penalty": -1.5},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.4},
+    ],
+    ids=str,
+)
 def test_greedy_answers_are_torchs_token_by_token_with_any_penalty(voices, torch_engine, penalty):
-    """The penalty counts what was said and nothing of the prompt; llama.cpp's own would count both."""
-    asked = requests(repetition_penalty=penalty)
+    """The penalties count what was said and nothing of the prompt; llama.cpp's own would count both."""
+    asked = requests(**penalty)
     for one, tokens in zip(asked, said(voices[0], *asked), strict=True):
         assert max(shortfalls(torch_engine, one, tokens)) < 0.02
 
@@ -179,7 +190,7 @@ def test_every_end_token_ends_the_answer_and_is_no_text(voices, end, monkeypatch
 class Script:
     """Stands in for a server: says these tokens one after another."""
 
-    adapted = False
+    adapters = ()
 
     def __init__(self, tokens):
         self.tokens = iter(tokens)
@@ -208,7 +219,7 @@ def test_half_a_character_at_the_limit_is_not_shown(voices, limit):
         whole.pop()
     asked = request(max_new_tokens=limit)
     for read in (lambda engine: engine.answers([asked])[0].text, lambda engine: "".join(engine.stream(asked))):
-        engine = LlamaCppEngine(Script(ids), chat, 128, [], tuned=False)
+        engine = LlamaCppEngine(Script(ids), chat, 128, [], adapter=None)
         assert read(engine) == chat.tokenizer.decode(whole)
 
 
@@ -291,7 +302,7 @@ def test_a_process_that_has_died_is_an_error_of_ours(place):
 def test_what_llama_cpp_says_of_a_bad_file_is_in_the_error(place, tmp_path, capfd):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 60)
     for model, adapter in ((tmp_path / "bad.gguf", None), (place[0], tmp_path / "bad.gguf")):
-        server = LlamaServer(model, adapter, 128)
+        server = LlamaServer(model, [adapter] if adapter else [], 128)
         with pytest.raises(ModelError, match=r"llama\.cpp can't go on: .*(version|magic|gguf)"):
             server.wait()
         server.close()

@@ -106,6 +106,29 @@ def test_the_penalty_makes_each_token_already_said_less_likely_once(said, penalt
     assert scores.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("said", "options", "expected"),
+    [
+        ([], {"presence_penalty": 1.0, "frequency_penalty": 1.0}, [2.0, -1.0, 0.5]),
+        ([0, 0, 1], {"presence_penalty": 1.0}, [1.0, -2.0, 0.5]),
+        ([0, 0, 1], {"frequency_penalty": 0.5}, [1.0, -1.5, 0.5]),
+        ([0, 0, 1], {"frequency_penalty": -0.5, "presence_penalty": 0.25}, [2.75, -0.75, 0.5]),
+        ([0, 0], {"repetition_penalty": 2.0, "frequency_penalty": 0.5, "presence_penalty": 0.25}, [-0.25, -1.0, 0.5]),
+    ],
+)
+def test_presence_counts_once_and_frequency_each_time(said, options, expected):
+    scores = torch.tensor([2.0, -1.0, 0.5])
+    draw(scores, SampleOptions(temperature=0, **options), said, generator())
+    assert scores.tolist() == expected
+
+
+def test_a_record_from_before_the_penalties_is_drawn_alike():
+    assert SampleOptions(temperature=0.0, max_new_tokens=256).described() == {
+        "temperature": 0.0, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0, "max_new_tokens": 256,
+    }  # fmt: skip
+    assert SampleOptions(presence_penalty=0.5).described()["presence_penalty"] == 0.5
+
+
 def test_the_penalty_leaves_banned_tokens_banned():
     scores = torch.tensor([0.0, -torch.inf, 1.0])
     assert draw(scores, SampleOptions(temperature=0, repetition_penalty=5), [1, 2], generator()) == 2

@@ -8,7 +8,7 @@ project grew from. Every number in the table carries its interval and its n.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def heldout_losses(expert: Expert, voice: Voice, what: Comparison) -> list[tuple
 
 def ask_all(expert: Expert, voice: Voice, what: Comparison) -> list[dict[str, Any]]:
     """Ask one voice everything; return rows of ``answers.jsonl``."""
-    greedy = SampleOptions(**{**asdict(what.sample), "temperature": 0.0})
+    greedy = replace(what.sample, temperature=0.0)
     asked = [Question(f"heldout-{p.line}", p.prompt, p.response) for p in what.heldout[: what.heldout_asked]]
     jobs: list[tuple[str, Question, str, SampleOptions]] = []
     for question in what.questions:
@@ -188,7 +188,7 @@ def report_facts(run: Run, expert: Expert, what: Comparison) -> dict[str, Any]:
         "pairs": manifest.get("data", {}).get("pairs"),
         "heldout": what.heldout_name,
         "seed": what.seed,
-        "sampling": asdict(what.sample),
+        "sampling": what.sample.described(),
         "engine": expert.engine,
         "dtype": expert.loaded.format,
         "lora": manifest.get("lora"),

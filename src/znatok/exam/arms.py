@@ -95,7 +95,7 @@ def ask(
     done: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     """Return text, tokens and stop of each answer; only what the store does not hold is asked."""
-    keys = [fingerprint(who, [asdict(m) for m in r.messages], asdict(r.sample), r.seed) for r in requests]
+    keys = [fingerprint(who, [asdict(m) for m in r.messages], r.sample.described(), r.seed) for r in requests]
     missing = [i for i, key in enumerate(keys) if key not in store.known]
     ended = len(keys) - len(missing)
 

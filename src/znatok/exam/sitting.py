@@ -84,7 +84,7 @@ class Sitting:
             data_sha256=manifest.get("data", {}).get("sha256"),
             options={**manifest.get("lora", {}), **manifest.get("options", {})} if manifest else None,
             knowledge_sha256=what.knowledge_sha256,
-            sampling=asdict(what.sample),
+            sampling=what.sample.described(),
             seed=what.seed,
             machine=machine(),
         )

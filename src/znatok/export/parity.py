@@ -251,9 +251,10 @@ def _served(expert: Expert, model: Path, adapter: Path | None) -> Iterator[Calla
     """Lend a way to ask llama.cpp."""
     header = read_header(model)
     context = header.integer(f"{header.text('general.architecture')}.context_length", high=1 << 24)
-    server = LlamaServer(model, adapter, context)
+    server = LlamaServer(model, [adapter] if adapter else [], context)
     banned = sorted(set(range(len(header.metadata["tokenizer.ggml.tokens"]))) - sayable(expert.chat))
-    engine = LlamaCppEngine(server, expert.chat, context, banned, tuned=True, probabilities=True)
+    speaks = 0 if adapter else None
+    engine = LlamaCppEngine(server, expert.chat, context, banned, adapter=speaks, probabilities=True)
 
     def hear(requests: Sequence[Request]) -> list[Heard]:
         found = []

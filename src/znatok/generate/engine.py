@@ -14,7 +14,7 @@ from typing import Protocol
 
 from znatok.config import SampleOptions
 from znatok.errors import UsageError
-from znatok.generate.text import TextStream
+from znatok.generate.text import StopCutter, TextStream
 from znatok.tokens.chat import ChatFormat, Message, looks_like_control
 
 DEFAULT_SAMPLE = SampleOptions()
@@ -24,6 +24,7 @@ class Stop(StrEnum):
     """Why an answer ended."""
 
     END = "end"  # the model said so
+    WORDS = "words"  # a string that whoever asked wants no more than
     LENGTH = "length"  # max_new_tokens
     INTERRUPTED = "interrupted"  # the reader
 
@@ -45,6 +46,46 @@ class Answer:
     tokens: int
     stop: Stop
     seconds: float
+
+
+class Speech:
+    """One answer in the making: tokens in, text out; the pieces joined are the answer.
+
+    White space at either end is no part of an answer, so it is held back until text follows it.
+
+    Attributes:
+        text: what was said so far.
+        tokens: how many were taken, the end token included.
+        stop: why it ended; None while it goes on.
+    """
+
+    def __init__(self, chat: ChatFormat, stops: Sequence[str] = ()) -> None:
+        """Begin an answer that ends before any of the strings ``stops``, none of them empty."""
+        self.text = ""
+        self.tokens = 0
+        self.stop: Stop | None = None
+        self._stream = TextStream(chat.tokenizer)
+        self._cutter = StopCutter(stops)
+        self._space = ""
+
+    def take(self, token: int, stop: Stop | None) -> str:
+        """Take the next token, and why the engine ended with it if it did; return the text that is now certain."""
+        self.tokens += 1
+        piece = "" if stop is Stop.END else self._stream.add(token)
+        if stop is not None:
+            piece += _whole(self._stream.flush(), stop)
+        piece = self._cutter.add(piece)
+        if stop is not None:
+            piece += self._cutter.flush()
+        self.stop = Stop.WORDS if self._cutter.found else stop
+        return self._without_end(piece)
+
+    def _without_end(self, piece: str) -> str:
+        whole = self._space + piece if self.text else piece.lstrip()
+        said = whole.rstrip()
+        self._space = whole[len(said) :]
+        self.text += said
+        return said
 
 
 class Engine(Protocol):
@@ -85,26 +126,28 @@ class TokenEngine(ABC):
             UsageError: a dialogue is longer than the model's context.
         """
 
+    def prompt_tokens(self, request: Request) -> int:
+        """Return how many tokens a request's dialogue takes."""
+        return len(self._chat.prompt_ids(request.messages))
+
     def fits(self, request: Request) -> bool:
         """Tell whether the model sees the whole dialogue and an answer of full length."""
-        return len(self._chat.prompt_ids(request.messages)) + request.sample.max_new_tokens <= self._context
+        return self.prompt_tokens(request) + request.sample.max_new_tokens <= self._context
+
+    def speech(self, stops: Sequence[str] = ()) -> Speech:
+        """Return what turns the tokens of one answer into text, up to any of the strings ``stops``."""
+        return Speech(self._chat, stops)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer to one request in pieces of whole characters."""
-        text, said = TextStream(self._chat.tokenizer), ""
+        speech = self.speech()
         started = time.perf_counter()
         self.last = None
-        for count, (_, token, stop) in enumerate(self.tokens([request]), 1):
-            piece = "" if stop is Stop.END else text.add(token)
-            if stop is not None:
-                piece += _whole(text.flush(), stop)
-            if not said:
-                piece = piece.lstrip()
-            if piece:
-                said += piece
+        for _, token, stop in self.tokens([request]):
+            if piece := speech.take(token, stop):
                 yield piece
             if stop is not None:
-                self.last = Answer(said.strip(), count, stop, time.perf_counter() - started)
+                self.last = Answer(speech.text, speech.tokens, stop, time.perf_counter() - started)
 
     def answers(self, requests: Sequence[Request], done: Callable[[int, Answer], None] | None = None) -> list[Answer]:
         """Answer every request.

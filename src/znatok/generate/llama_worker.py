@@ -51,11 +51,11 @@ def reply(replies: TextIO, value: Any) -> None:
 
 
 def load(order: dict[str, Any]) -> Any:
-    """Open a model, and an adapter where one is named.
+    """Open a model, and the adapters named.
 
     Args:
-        order: ``model`` and ``adapter`` (paths, the latter may be None), ``context`` in tokens, ``threads``,
-            and ``socket``: a path nobody else can reach.
+        order: ``model`` and ``adapters`` (paths), ``context`` in tokens, ``threads``, and ``socket``: a path nobody
+            else can reach.
 
     Returns:
         The server; nothing listens for others any more.
@@ -65,8 +65,8 @@ def load(order: dict[str, Any]) -> Any:
     params = xllamacpp.CommonParams()
     params.verbosity = ERRORS_ONLY
     params.model.path = order["model"]
-    if order["adapter"]:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(order["adapter"], 1.0)]
+    if order["adapters"]:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in order["adapters"]]
     params.n_ctx = order["context"]
     params.n_parallel = 1  # one answer at a time: see LlamaCppEngine
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = order["threads"]

@@ -42,15 +42,14 @@ def installed() -> bool:
 
 
 class LlamaServer:
-    """A llama.cpp process with one model and at most one adapter; it ends with this object.
+    """A llama.cpp process with one model and any number of adapters for it; it ends with this object.
 
     Starting returns at once, while the process is still reading the model.
     """
 
-    def __init__(self, model: Path, adapter: Path | None, context: int) -> None:
-        self.adapted = adapter is not None
+    def __init__(self, model: Path, adapters: Sequence[Path], context: int) -> None:
+        self.adapters = tuple(adapters)
         self.model = model
-        self._adapter = adapter
         self._most = context
         self._run = 0
         self._start(min(CONTEXT, context))
@@ -109,7 +108,7 @@ class LlamaServer:
         self._send(
             {
                 "model": str(self.model),
-                "adapter": str(self._adapter) if self._adapter else None,
+                "adapters": [str(path) for path in self.adapters],
                 # llama.cpp keeps one place free and rounds down to what its kernels like
                 "context": -(-(room + 1) // 256) * 256,
                 "threads": torch.get_num_threads(),
@@ -171,10 +170,19 @@ class LlamaCppEngine(TokenEngine):
         context: int,
         banned: list[int],
         *,
-        tuned: bool,
+        adapter: int | None,
         probabilities: bool = False,
     ) -> None:
-        """Take a server's voice, which may never say the ``banned`` ids; ``probabilities`` keeps :attr:`logprob`."""
+        """Take one of a server's voices.
+
+        Args:
+            server: where the model is.
+            chat: the format it was trained in.
+            context: tokens it sees at most.
+            banned: ids it may never say.
+            adapter: the place of the adapter that speaks among the server's; None for the base.
+            probabilities: keep :attr:`logprob`.
+        """
         super().__init__(chat, context)
         self.logprob = math.nan
         """Of the last token among all, in nats, before anything was banned or cut off.
@@ -187,7 +195,7 @@ class LlamaCppEngine(TokenEngine):
             "verbose": True,  # its only way to say ids
             "return_tokens": True,
             "logit_bias": [[token, False] for token in banned],
-            "lora": [{"id": 0, "scale": float(tuned)}] if server.adapted else [],
+            "lora": [{"id": place, "scale": float(place == adapter)} for place in range(len(server.adapters))],
             "n_probs": int(probabilities),
         }
 
@@ -237,8 +245,8 @@ def options(sample: SampleOptions, said: int) -> dict[str, Any]:
         "top_p": sample.top_p,
         "repeat_penalty": sample.repetition_penalty,
         "repeat_last_n": said,
-        "frequency_penalty": 0,
-        "presence_penalty": 0,
+        "frequency_penalty": sample.frequency_penalty,
+        "presence_penalty": sample.presence_penalty,
     }
     if sample.temperature < COLDEST:
         words |= {"samplers": ["penalties", "top_k"], "top_k": 1}

@@ -15,23 +15,33 @@ def draw(scores_V: Tensor, sample: SampleOptions, said: Sequence[int], generator
     """Draw the next token.
 
     Args:
-        scores_V: logits, float32, shape (V,); changed in place by the repetition penalty.
+        scores_V: logits, float32, shape (V,); changed in place by the penalties.
         sample: temperature 0 takes the likeliest token; otherwise top_k, then top_p of what is left.
-        said: tokens of the answer so far, for the repetition penalty (Keskar et al. 2019, arXiv 1909.05858).
+        said: tokens of the answer so far, which the penalties count.
         generator: the request's own.
 
     Returns:
         A token id.
     """
-    if sample.repetition_penalty != 1.0 and said:
-        seen = torch.tensor(sorted(set(said)))
-        old = scores_V[seen]
-        scores_V[seen] = torch.where(old > 0, old / sample.repetition_penalty, old * sample.repetition_penalty)
+    if said and (sample.repetition_penalty != 1 or sample.frequency_penalty or sample.presence_penalty):
+        _penalise(scores_V, sample, said)
     if sample.temperature < COLDEST:
         return int(scores_V.argmax())
     scaled_V = scores_V / sample.temperature
     share, ids = _nucleus(scaled_V, min(sample.top_k or len(scaled_V), len(scaled_V)), sample.top_p)
     return int(ids[torch.multinomial(share, 1, generator=generator)])
+
+
+def _penalise(scores_V: Tensor, sample: SampleOptions, said: Sequence[int]) -> None:
+    """Make what was said less likely, in place.
+
+    First the repetition penalty (Keskar et al. 2019, arXiv 1909.05858), then presence and frequency as the OpenAI API
+    has them: llama.cpp's order.
+    """
+    seen, times = torch.tensor(said).unique(return_counts=True)
+    old = scores_V[seen]
+    new = torch.where(old > 0, old / sample.repetition_penalty, old * sample.repetition_penalty)
+    scores_V[seen] = new - sample.frequency_penalty * times - sample.presence_penalty
 
 
 def _nucleus(scaled_V: Tensor, size: int, top_p: float) -> tuple[Tensor, Tensor]:

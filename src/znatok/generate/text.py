@@ -1,5 +1,7 @@
 """Text that arrives token by token."""
 
+from collections.abc import Sequence
+
 from znatok.tokens.chat import Tokenizer
 
 CONTEXT = 8  # tokens kept when decoding restarts: some tokenizers decode a token by what stands before it
@@ -50,3 +52,38 @@ class TextStream:
 
     def _decode(self, start: int) -> str:
         return self._tokenizer.decode(self._ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class StopCutter:
+    """Ends a text before the first of several strings, and never lets the beginning of one through."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Watch for ``stops``; none of them may be empty."""
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def add(self, piece: str) -> str:
+        """Take the next piece of text; return what can be said of it. Once :attr:`found`, nothing more is."""
+        if self.found:
+            return ""
+        text = self._held + piece
+        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        sure = len(text) - self._possible(text)
+        self._held = text[sure:]
+        return text[:sure]
+
+    def flush(self) -> str:
+        """Return what was held back: no more text comes that could complete a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _possible(self, text: str) -> int:
+        """Return the length of the longest end of a text that some stop string begins with."""
+        return max(
+            (n for stop in self._stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
+            default=0,
+        )

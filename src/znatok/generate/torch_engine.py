@@ -11,7 +11,7 @@ Shapes: R rows (``slots``), V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from znatok.tokens.chat import ChatFormat
 class _Row:
     """A request being answered."""
 
-    index: int
+    key: Hashable
     request: Request
     generator: torch.Generator
     limit: int
@@ -49,9 +49,11 @@ class TorchEngine(TokenEngine):
 
     name = "torch"
 
-    def __init__(self, model: Any, chat: ChatFormat) -> None:
+    def __init__(self, model: Any, chat: ChatFormat, most: int | None = None) -> None:
+        """Answer with a model, PEFT's wrapper around it or not, that sees ``most`` tokens if fewer than it could."""
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        super().__init__(chat, self._model.config.max_position_embeddings)
+        context = self._model.config.max_position_embeddings
+        super().__init__(chat, min(context, most or context))
         self._depth = self._model.config.num_hidden_layers
         rounded = is_rounded(self._model)
         self._slots = INT8_SLOTS if rounded else SLOTS
@@ -62,29 +64,24 @@ class TorchEngine(TokenEngine):
     def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
         """Yield (request, token, why it ended or None); rows that end make room for the next ones."""
         waiting = deque(enumerate(requests))
-        cache = RowCache(self._depth, self._slots)
-        layers = _packed_layers(self._model) if self._fast else self._model_layers  # adapters on or off as of now
-        rows: list[_Row | None] = [None] * self._slots
-        while waiting or any(rows):
-            for slot in range(self._slots):
-                if rows[slot] is None and waiting:
-                    index, request = waiting.popleft()
-                    row, logits_V = self._read_prompt(index, request, cache, slot, layers)
-                    rows[slot] = row
-                    yield from self._take(rows, slot, logits_V, cache)
-            if not any(rows):
-                continue
-            logits_RV = self._step(rows, cache, layers)
-            for slot in range(self._slots):
-                if rows[slot] is not None:
-                    yield from self._take(rows, slot, logits_RV[slot], cache)
+        together = self.together()
+        while waiting or together.size:
+            for _slot in range(together.room):
+                if waiting:
+                    yield together.join(*waiting.popleft())
+            if together.size:
+                yield from together.step()
+
+    def together(self) -> "Together":
+        """Return a place where requests are answered together, with the adapters on or off as they are now."""
+        return Together(self)
 
     @torch.inference_mode()
     def _read_prompt(
-        self, index: int, request: Request, cache: RowCache, slot: int, layers: Layers
+        self, key: Hashable, request: Request, cache: RowCache, slot: int, layers: Layers
     ) -> tuple[_Row, Tensor]:
         ids, limit = self._prompt(request)
-        row = _Row(index, request, torch.Generator().manual_seed(request.seed), limit)
+        row = _Row(key, request, torch.Generator().manual_seed(request.seed), limit)
         cache.filling = (slot, len(ids) + limit)
         try:
             logits = self._logits(layers(torch.tensor([ids]), torch.arange(len(ids))[None], cache, None))
@@ -134,20 +131,12 @@ class TorchEngine(TokenEngine):
         return hidden
 
     @torch.inference_mode()
-    def _take(
-        self, rows: list[_Row | None], slot: int, logits_V: Tensor, cache: RowCache
-    ) -> Iterator[tuple[int, int, Stop | None]]:
-        """Draw a row's next token; free the row when it ends."""
-        row = rows[slot]
-        assert row is not None
+    def _take(self, row: _Row, logits_V: Tensor) -> tuple[int, Stop | None]:
+        """Draw a row's next token; tell why it ends with it, if it does."""
         scores_V = logits_V.float().masked_fill(self._banned_V, -torch.inf)
         token = draw(scores_V, row.request.sample, row.said, row.generator)
         row.said.append(token)
-        stop = self._stop(token, len(row.said), row.limit)
-        if stop is not None:
-            rows[slot] = None
-            cache.drop(slot)
-        yield row.index, token, stop
+        return token, self._stop(token, len(row.said), row.limit)
 
     def _banned_tokens(self) -> Tensor:
         """Return a mask (V,) of what must never be said: control tokens that end nothing, and padding rows."""
@@ -155,6 +144,67 @@ class TorchEngine(TokenEngine):
         banned_V = torch.ones(size, dtype=torch.bool)
         banned_V[[number for number in sayable(self._chat) if number < size]] = False
         return banned_V
+
+
+class Together:
+    """Requests being answered together; they may join and leave between any two steps, and none feels it.
+
+    A token comes as (key of its request, token, why the answer ended with it or None).
+    """
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._cache = RowCache(engine._depth, engine._slots)
+        self._layers = _packed_layers(engine._model) if engine._fast else engine._model_layers
+        self._rows: list[_Row | None] = [None] * engine._slots
+        self.settled = engine._fast
+        """Whether it keeps to the adapters it began with; else they have to be on or off as they were then."""
+
+    @property
+    def size(self) -> int:
+        """Return how many are being answered."""
+        return len(self._rows) - self.room
+
+    @property
+    def room(self) -> int:
+        """Return how many more may join."""
+        return self._rows.count(None)
+
+    def join(self, key: Hashable, request: Request) -> tuple[Any, int, Stop | None]:
+        """Read a request's prompt and return its first token; there must be :attr:`room`.
+
+        Raises:
+            UsageError: the dialogue is longer than the model's context.
+        """
+        slot = self._rows.index(None)
+        row, logits_V = self._engine._read_prompt(key, request, self._cache, slot, self._layers)
+        self._rows[slot] = row
+        return self._said(slot, logits_V)
+
+    def step(self) -> Iterator[tuple[Any, int, Stop | None]]:
+        """Yield the next token of everyone."""
+        logits_RV = self._engine._step(self._rows, self._cache, self._layers)
+        for slot, row in enumerate(self._rows):
+            if row is not None:
+                yield self._said(slot, logits_RV[slot])
+
+    def leave(self, key: Hashable) -> None:
+        """Forget a request, whether it is here or not."""
+        for slot, row in enumerate(self._rows):
+            if row is not None and row.key == key:
+                self._free(slot)
+
+    def _said(self, slot: int, logits_V: Tensor) -> tuple[Any, int, Stop | None]:
+        row = self._rows[slot]
+        assert row is not None
+        token, stop = self._engine._take(row, logits_V)
+        if stop is not None:
+            self._free(slot)
+        return row.key, token, stop
+
+    def _free(self, slot: int) -> None:
+        self._rows[slot] = None
+        self._cache.drop(slot)
 
 
 def _packed_layers(model: Any) -> Layers:

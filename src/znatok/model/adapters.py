@@ -129,6 +129,30 @@ def attach(model: PreTrainedModel, directory: Path, *, trainable: bool = False) 
     return adapted.eval()
 
 
+def attach_another(model: PeftModel, directory: Path, name: str) -> None:
+    """Put one more saved adapter beside those a model has; ``model.set_adapter(name)`` lets it speak instead of them.
+
+    Raises:
+        ModelError: as :func:`attach` has it; the model is left as it was.
+    """
+    config = read_adapter_config(directory)
+    tensors = _read_weights(directory)
+    config.inference_mode = True
+    speaking = model.active_adapter
+    bases = {"adapter_base": config.base_model_name_or_path or "?", "base": "?"}
+    try:
+        with _quiet_peft(), torch.random.fork_rng(devices=[]):
+            model.add_adapter(name, config)
+    except ValueError as error:
+        raise _other_base(directory, str(error).splitlines()[0][:200], bases) from error
+    if difference := _difference(model, tensors, name):
+        model.delete_adapter(name)
+        model.set_adapter(speaking)
+        raise _other_base(directory, difference, bases)
+    set_peft_model_state_dict(model, tensors, adapter_name=name)
+    model.eval()
+
+
 def load_weights(model: PeftModel, directory: Path) -> None:
     """Replace the adapter's weights by saved ones of the same shape; ModelError where they don't fit."""
     tensors = _read_weights(directory)
@@ -230,9 +254,9 @@ def _refuse_infinite(tensors: dict[str, torch.Tensor], where: Path) -> None:
             )
 
 
-def _difference(model: PeftModel, tensors: dict[str, torch.Tensor]) -> str:
-    """Describe the first difference between what the model needs and what the file holds; empty for none."""
-    wanted = {name: tensor.shape for name, tensor in _adapter_state(model).items()}
+def _difference(model: PeftModel, tensors: dict[str, torch.Tensor], adapter: str = "default") -> str:
+    """Describe the first difference between what an adapter needs and what the file holds; empty for none."""
+    wanted = {name: tensor.shape for name, tensor in _adapter_state(model, adapter).items()}
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors:
             return _("{name} is missing", name=name)
@@ -254,9 +278,9 @@ def _other_base(directory: Path, difference: str, bases: dict[str, str]) -> Mode
     )
 
 
-def _adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+def _adapter_state(model: PeftModel, adapter: str = "default") -> dict[str, torch.Tensor]:
     # embeddings are never saved whole; asking PEFT to decide would make it look the base up on the hub
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return state
 
 

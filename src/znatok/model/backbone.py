@@ -34,8 +34,8 @@ def obstacle(model: Any) -> str:
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         return _("attention through a window")
     for layer in base.model.layers:
-        for names in _groups(layer):
-            if len({isinstance(module, LoraLayer) for module in names}) > 1:
+        for modules in _groups(layer):
+            if len({_speaks(module) for module in modules}) > 1:
                 return _("adapters on some projections of a layer only")
     return ""
 
@@ -96,10 +96,16 @@ def _layer(layer: Any, config: Any) -> Layer:
 
 def _group(modules: Sequence[Any]) -> Group:
     projections = [module.base_layer if isinstance(module, LoraLayer) else module for module in modules]
-    adapters = tuple(
-        _adapter(module) for module in modules if isinstance(module, LoraLayer) and not module.disable_adapters
+    return Group(_weight(projections), tuple(_adapter(module) for module in modules if _speaks(module)))
+
+
+def _speaks(module: Any) -> bool:
+    """Tell whether an adapter is switched on here; of several adapters of a model, not each has a part everywhere."""
+    return (
+        isinstance(module, LoraLayer)
+        and not module.disable_adapters
+        and any(name in module.lora_A for name in module.active_adapters)
     )
-    return Group(_weight(projections), adapters)
 
 
 def _adapter(module: Any) -> Adapter:

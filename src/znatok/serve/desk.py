@@ -1,0 +1,232 @@
+"""Where requests are computed: several at a time in torch, one after another by llama.cpp.
+
+Either way each text is what it would be alone. In torch neighbours change no row (see ``generate.rows``), so requests
+to one model are answered together, and models take turns token by token. llama.cpp rounds a row otherwise when it is
+computed with others, so it answers one request at a time.
+"""
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from znatok.errors import ZnatokError
+from znatok.generate.engine import Request, Speech, Stop
+from znatok.generate.torch_engine import Together, TorchEngine
+from znatok.serve.roster import Offered, Roster
+
+MOST = 32  # requests computed at a time, of all models together
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request left the queue; the lines of the knowledge that were put before its question, if any."""
+
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that was just said."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answer is complete."""
+
+    stop: Stop
+    prompt_tokens: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An answer will never be complete."""
+
+    error: ZnatokError
+
+
+Event = Begun | Piece | Ended | Failed
+
+Composed = tuple[Request, tuple[str, ...]]
+"""A request, and where the passages in it stand."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way.
+
+    Attributes:
+        model: who is asked.
+        compose: makes the request once its turn has come: tokenizers are no place for several threads.
+        stops: strings before which the answer ends.
+        tell: hears what happens; called in the thread that computes.
+        deadline: of the whole answer, by ``time.monotonic``.
+        gone: nobody listens any more.
+        begun: when it left the queue, by ``time.monotonic``.
+        request: what is asked, known from then on, as is
+        prompt_tokens: of its dialogue.
+    """
+
+    model: Offered
+    compose: Callable[[], Composed]
+    stops: tuple[str, ...]
+    tell: Callable[[Event], None]
+    deadline: float
+    gone: bool = False
+    begun: float = 0.0
+    prompt_tokens: int = 0
+    request: Request = field(init=False)
+    speech: Speech = field(init=False)
+
+    def begin(self) -> None:
+        """Make the request and get ready to speak."""
+        self.begun = time.monotonic()
+        self.request, sources = self.compose()
+        self.speech = self.model.engine.speech(self.stops)
+        self.prompt_tokens = self.model.engine.prompt_tokens(self.request)
+        self.tell(Begun(sources))
+
+    def hear(self, token: int, stop: Stop | None) -> bool:
+        """Take the next token; return whether the answer is over."""
+        if piece := self.speech.take(token, stop):
+            self.tell(Piece(piece))
+        if self.speech.stop is not None:
+            self.tell(Ended(self.speech.stop, self.prompt_tokens, self.speech.tokens))
+        return self.speech.stop is not None
+
+
+class Desk(ABC):
+    """Where jobs are computed. Everything here runs in one thread."""
+
+    @property
+    @abstractmethod
+    def jobs(self) -> list[Job]:
+        """Return those being computed."""
+
+    @abstractmethod
+    def has_room(self, job: Job) -> bool:
+        """Tell whether a job can be begun now."""
+
+    @abstractmethod
+    def take(self, job: Job) -> None:
+        """Begin a job that there is room for.
+
+        Raises:
+            UsageError: the dialogue is longer than the model's context.
+        """
+
+    @abstractmethod
+    def step(self) -> None:
+        """Say the next token of each job."""
+
+    @abstractmethod
+    def drop(self, job: Job) -> None:
+        """Forget a job."""
+
+
+def desk_for(roster: Roster) -> Desk:
+    """Return the desk that fits what was loaded."""
+    return TorchDesk() if roster.engine == TorchEngine.name else SerialDesk()
+
+
+class TorchDesk(Desk):
+    """Requests to one model are answered together; the models take turns."""
+
+    def __init__(self) -> None:
+        self._places: dict[Offered, Together] = {}
+        self._jobs: list[Job] = []
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Return those of all models."""
+        return list(self._jobs)
+
+    def has_room(self, job: Job) -> bool:
+        """Tell whether a model's place has a free row, and memory is left."""
+        place = self._places.get(job.model)
+        return len(self._jobs) < MOST and (place is None or place.room > 0)
+
+    def take(self, job: Job) -> None:
+        """Read the prompt, say the first token; UsageError like :meth:`Desk.take`."""
+        job.begin()
+        place = self._place(job.model)
+        with self._ready(job.model, place):
+            _job, token, stop = place.join(job, job.request)
+        self._jobs.append(job)
+        self._hear(job, place, token, stop)
+
+    def step(self) -> None:
+        """Say the next token of everyone, model by model."""
+        for model, place in self._places.items():
+            if place.size:
+                with self._ready(model, place):
+                    said = list(place.step())
+                for job, token, stop in said:
+                    self._hear(job, place, token, stop)
+
+    def drop(self, job: Job) -> None:
+        """Free the job's row, if it has one."""
+        if job in self._jobs:
+            self._jobs.remove(job)
+            self._places[job.model].leave(job)
+
+    def _hear(self, job: Job, place: Together, token: int, stop: Stop | None) -> None:
+        if job.hear(token, stop):
+            self._jobs.remove(job)
+            place.leave(job)
+
+    def _place(self, model: Offered) -> Together:
+        """Return where a model's requests are answered together."""
+        if model not in self._places:
+            engine = model.engine
+            assert isinstance(engine, TorchEngine)
+            with model.speaking():
+                self._places[model] = engine.together()
+        return self._places[model]
+
+    @staticmethod
+    def _ready(model: Offered, place: Together) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if place.settled else model.speaking()
+
+
+class SerialDesk(Desk):
+    """One request after another."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._tokens: Iterator[tuple[int, int, Stop | None]] = iter(())
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Return the one job, if there is one."""
+        return [self._job] if self._job is not None else []
+
+    def has_room(self, job: Job) -> bool:
+        """Tell whether nothing is being computed."""
+        return self._job is None
+
+    def take(self, job: Job) -> None:
+        """Say the first token; UsageError like :meth:`Desk.take`."""
+        job.begin()
+        self._job, self._tokens = job, job.model.engine.tokens([job.request])
+        try:
+            self.step()
+        except BaseException:
+            self._job = None
+            raise
+
+    def step(self) -> None:
+        """Say the next token."""
+        if self._job is not None:
+            _index, token, stop = next(self._tokens)
+            if self._job.hear(token, stop):
+                self._job = None
+
+    def drop(self, job: Job) -> None:
+        """Let go of the job, if it is this one."""
+        if self._job is job:
+            self._job = None

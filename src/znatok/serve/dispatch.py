@@ -1,0 +1,152 @@
+"""The queue before the desk, and the one thread that computes."""
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+
+from znatok.errors import SystemFault, ZnatokError
+from znatok.serve.desk import Desk, Failed, Job
+
+
+class Busy(Exception):  # a state, not an error of ours
+    """The queue is full; ``seconds`` is a guess when it will not be."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Stopping(SystemFault):
+    """The server takes no more requests."""
+
+
+class TimedOut(SystemFault):
+    """A request waited or was computed for too long."""
+
+
+class Dispatcher:
+    """Takes jobs from any thread and has them computed in its own, first come first served where there is room.
+
+    Attributes:
+        broken: what made the last computation fail, where none has succeeded since; for health checks.
+    """
+
+    def __init__(self, desk: Desk, limit: int) -> None:
+        """Begin; ``limit`` jobs may wait."""
+        self.broken = ""
+        self._desk = desk
+        self._limit = limit
+        self._waiting: deque[Job] = deque()
+        self._running = 0
+        self._closing = False
+        self._seconds = 10.0  # what a job took of late
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="znatok-compute", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many jobs wait."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Return how many are being computed."""
+        return self._running
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs, all of them or none.
+
+        Raises:
+            Busy: there is no room for all.
+            Stopping: it was closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise Stopping("the server is stopping")
+            if len(self._waiting) + len(jobs) > self._limit:
+                raise Busy(max(1, round(self._seconds * len(self._waiting) / max(1, self._running))))
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Give a job up: nobody listens any more."""
+        with self._changed:
+            job.gone = True
+            self._changed.notify()
+
+    def close(self, patience: float = 10.0) -> None:
+        """Refuse new jobs, give up those that wait; return once the others have ended, or ``patience`` seconds later."""
+        with self._changed:
+            self._closing = True
+            for job in self._waiting:
+                job.tell(Failed(Stopping("the server is stopping")))
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join(patience)
+
+    def _work(self) -> None:
+        while self._wait():
+            if (job := self._next()) is not None:
+                self._guarded(job)
+            if self._desk.jobs:
+                self._guarded(None)
+            self._running = len(self._desk.jobs)
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do; False when there never will be."""
+        with self._changed:
+            while not (self._waiting or self._desk.jobs or self._closing):
+                self._changed.wait()
+            return bool(self._waiting or self._desk.jobs)
+
+    def _next(self) -> Job | None:
+        """Let go of what nobody waits for; take the first job there is room for out of the queue."""
+        with self._changed:
+            for over in [job for job in self._desk.jobs if self._is_over(job)]:
+                self._desk.drop(over)
+            self._waiting = deque(job for job in self._waiting if not self._is_over(job))
+            job = next((job for job in self._waiting if self._desk.has_room(job)), None)
+            if job is not None:
+                self._waiting.remove(job)
+            return job
+
+    @staticmethod
+    def _is_over(job: Job) -> bool:
+        """Tell whether a job is given up or out of time, and say so to whoever listens."""
+        late = time.monotonic() > job.deadline
+        if late and not job.gone:
+            job.tell(
+                Failed(TimedOut("the answer took too long; ask for less, or start the server with a longer --timeout"))
+            )
+        return late or job.gone
+
+    def _guarded(self, job: Job | None) -> None:
+        """Begin a job, or take a step; whoever it fails for hears of it, and the thread goes on."""
+        concerned = [job] if job is not None else self._desk.jobs
+        try:
+            if job is not None:
+                self._desk.take(job)
+            else:
+                self._desk.step()
+            self._note_ended(concerned)
+            self.broken = ""
+        except ZnatokError as error:
+            self._fail(concerned, error)
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not end the server
+            traceback.print_exc()
+            self._fail(concerned, SystemFault("the server failed: {why}", why=type(error).__name__))
+            self.broken = type(error).__name__
+
+    def _note_ended(self, jobs: Sequence[Job]) -> None:
+        now, computed = time.monotonic(), self._desk.jobs
+        for job in jobs:
+            if job not in computed:
+                self._seconds += 0.2 * (now - job.begun - self._seconds)
+
+    def _fail(self, jobs: Sequence[Job], error: ZnatokError) -> None:
+        for job in jobs:
+            self._desk.drop(job)
+            job.tell(Failed(error))

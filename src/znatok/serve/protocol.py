@@ -1,0 +1,218 @@
+"""Chat completions as the OpenAI API words them: requests with every limit stated, replies as plain dicts.
+
+What znatok can't do is part of the schema as well: such a parameter may only say that it asks for nothing, so that it
+is refused where a client relies on it and harmless where a client merely names it.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from znatok.config import SampleOptions
+from znatok.errors import UsageError, ZnatokError
+from znatok.generate.engine import Stop
+from znatok.tokens.chat import Message, Role, dialogue
+
+T = TypeVar("T")
+
+TURNS = 1000  # messages of a dialogue, at most
+CHOICES = 8  # answers to one request, at most
+STOPS = 4  # stop strings, as OpenAI has it
+
+Nothing = Annotated[list[T], Field(max_length=0)]
+Text = Annotated[str, StringConstraints(max_length=1_000_000)]
+
+
+class Strict(BaseModel):
+    """What holds for all parts of a request: known keys only, no NaN, no «true» for 1."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TextPart(Strict):
+    """A part of a message; text is the only kind there is."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Turn(Strict):
+    """One message. Clients send back what they were sent, so the empty fields of a reply are taken."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=TURNS)]
+    name: None = None
+    refusal: None = None
+    annotations: Nothing[Any] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing[Any] | None = None
+
+    @property
+    def words(self) -> str:
+        """Return the text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class PlainText(Strict):
+    """The one response format."""
+
+    type: Literal["text"]
+
+
+class StreamOptions(Strict):
+    """How to stream."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class ChatRequest(Strict):
+    """``POST /v1/chat/completions``. What is left out is as ``znatok chat`` has it, or as the server was told."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=TURNS)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0.01, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=32768)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=32768)] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES)] | None = None
+    stop: (
+        Annotated[str, StringConstraints(min_length=1, max_length=200)]
+        | Annotated[
+            list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(min_length=1, max_length=STOPS)
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    # not OpenAI's: as vLLM and llama.cpp name them
+    top_k: Annotated[int, Field(ge=0, le=10**6)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.5, le=5)] | None = None
+    # taken and without effect on an answer
+    user: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    safety_identifier: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    prompt_cache_key: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    metadata: dict[str, str] | None = None
+    # taken where they ask for nothing
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    response_format: PlainText | None = None
+    tools: Nothing[Any] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Return the stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def choices(self) -> int:
+        """Return how many answers are wanted."""
+        return self.n or 1
+
+    @property
+    def wants_usage(self) -> bool:
+        """Tell whether a stream shall end with its token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sample(self, otherwise: SampleOptions) -> SampleOptions:
+        """Return how an answer is drawn; what the request leaves open is as in ``otherwise``."""
+        names = ("temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
+        stated = {name: value for name in names if (value := getattr(self, name)) is not None}
+        longest = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return replace(otherwise, **stated, **({} if longest is None else {"max_new_tokens": longest}))
+
+    def dialogue(self, system: str) -> tuple[list[Message], str]:
+        """Return the messages before the last question, and that question.
+
+        Args:
+            system: the system message where the request has none.
+
+        Raises:
+            UsageError: the order of the messages makes no dialogue.
+        """
+        turns = list(self.messages)
+        if turns[0].role in {"system", "developer"}:
+            system = turns.pop(0).words
+        for turn in turns:
+            if turn.role in {"system", "developer"}:
+                raise UsageError("messages: a {role} message can only be the first", role=turn.role)
+        if not turns or turns[-1].role != "user":
+            raise UsageError("messages: the last one must be the user's")
+        if not turns[-1].words.strip():
+            raise UsageError("messages: the last one is empty")
+        *before, last = dialogue("", system, [Message(Role(turn.role), turn.words) for turn in turns])[:-1]
+        return before, last.text
+
+
+# Replies
+
+
+class Reply:
+    """What is the same in all parts of the reply to one request."""
+
+    def __init__(self, model: str, fingerprint: str) -> None:
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+
+    def whole(self, texts: Sequence[str], stops: Sequence[Stop], prompt: int, tokens: int) -> dict[str, Any]:
+        """Return a reply that is not streamed."""
+        choices: list[dict[str, Any]] = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
+                "logprobs": None,
+                "finish_reason": finish_reason(stop),
+            }
+            for index, (text, stop) in enumerate(zip(texts, stops, strict=True))
+        ]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(prompt, tokens)}
+
+    def chunk(self, index: int, delta: dict[str, Any], stop: Stop | None, *, with_usage: bool) -> dict[str, Any]:
+        """Return a part of a stream; where usage will follow, its place is held."""
+        reason = finish_reason(stop) if stop is not None else None
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        held = {"usage": None} if with_usage else {}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **held}
+
+    def closing(self, prompt: int, tokens: int) -> dict[str, Any]:
+        """Return the part of a stream that tells the usage."""
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(prompt, tokens)}
+
+
+def finish_reason(stop: Stop) -> str:
+    """Return OpenAI's word for why an answer ended."""
+    return "length" if stop is Stop.LENGTH else "stop"
+
+
+def usage(prompt: int, tokens: int) -> dict[str, int]:
+    """Return the token counts."""
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """Return an error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_of(error: ZnatokError) -> dict[str, Any]:
+    """Return an error of ours as OpenAI's clients read it."""
+    wrong = isinstance(error, UsageError)
+    return error_body(str(error), "invalid_request_error" if wrong else "server_error")

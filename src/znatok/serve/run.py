@@ -1,0 +1,167 @@
+"""Start the server, say where it is, stop it without cutting anybody off."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions, ServeOptions
+from znatok.errors import SystemFault, UsageError, _
+from znatok.lexicon import lexicon_near, load_lexicon
+from znatok.logs import say
+from znatok.retrieve import Knowledge, read_knowledge
+
+KEY_VARIABLE = "ZNATOK_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SHORTEST_KEY = 16
+
+
+def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, engine: str) -> None:
+    """Serve until SIGINT or SIGTERM; what is being answered then is answered to its end.
+
+    Raises:
+        SystemFault: an extra is not installed, or the address can't be had.
+        UsageError: an address others can reach, and no key.
+        ModelError, DataError: the base, the only run, or the knowledge can't be read.
+    """
+    uvicorn = _uvicorn()
+    key = api_key(options)
+    listener = _listen(options)  # before a model is loaded for minutes
+    try:
+        import torch
+
+        from znatok.serve.app import Service, build_app
+        from znatok.serve.desk import desk_for
+        from znatok.serve.dispatch import Dispatcher
+        from znatok.serve.roster import open_roster
+
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        knowledge = _knowledge(options.knowledge)
+        runs = Path(options.runs) if options.runs else None
+        roster = open_roster(model, runs, LANGUAGE_NEUTRAL_SYSTEM, engine, options.context)
+        dispatcher = Dispatcher(desk_for(roster), options.queue)
+        service = Service(roster, dispatcher, sample, options.timeout, knowledge)
+        app = build_app(service, allowed_hosts(options), key)
+        for line in banner(options, roster, listener.getsockname()[1], key):
+            say(line)
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(options.patience))
+        )
+        try:
+            with _signals_are_no_end():
+                server.run(sockets=[listener])
+        finally:
+            dispatcher.close(options.patience)
+            roster.close()
+        say(_("stopped"))
+    finally:
+        listener.close()
+
+
+def api_key(options: ServeOptions) -> str | None:
+    """Return the key clients have to bring; None where none is needed.
+
+    Raises:
+        UsageError: others could reach the server and there is none; the key is too short, or its file can't be read.
+    """
+    key = os.environ.get(KEY_VARIABLE, "")
+    where = KEY_VARIABLE
+    if options.api_key_file:
+        where = options.api_key_file
+        try:
+            key = Path(where).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError("--api_key_file {path}: can't be read: {why}", path=where, why=str(error)[:80]) from error
+    key = key.strip()
+    if key and len(key) < SHORTEST_KEY:
+        raise UsageError(
+            "{where}: the key has {n} characters; expected {least} or more", where=where, n=len(key), least=SHORTEST_KEY
+        )
+    if not key and options.host not in LOOPBACK:
+        raise UsageError(
+            "--host {host}: others can reach it, so a key is needed: set {variable} or name --api_key_file",
+            host=options.host,
+            variable=KEY_VARIABLE,
+        )
+    return key or None
+
+
+def allowed_hosts(options: ServeOptions) -> frozenset[str] | None:
+    """Return the names a request may call the server by; None for any.
+
+    A server others reach is called by names it does not know; there the key keeps foreign pages out.
+    """
+    if options.host not in LOOPBACK:
+        return None
+    return frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def banner(options: ServeOptions, roster: Any, port: int, key: str | None) -> list[str]:
+    """Return what the operator is told: address, models, who can reach it, and a line to try."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{port}/v1"
+    names = list(roster.models)
+    alone = options.host in LOOPBACK
+    shown = " -H 'Authorization: Bearer …'" if key else ""
+    body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "…"}}]}}'
+    return [
+        _("address: {url}, {who}", url=url, who=_("this computer only") if alone else _("reachable from the network")),
+        _("API key: needed") if key else _("API key: none"),
+        _("models: {names}", names=", ".join(names)),
+        _("engine: {engine}, {format}", engine=roster.engine, format=roster.format),
+        f"curl {url}/chat/completions -H 'Content-Type: application/json'{shown} -d '{body}'",
+    ]
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    """Open the port.
+
+    Raises:
+        SystemFault: somebody has it, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        listener.close()
+        raise SystemFault(
+            "{host}:{port}: can't listen there ({why}); choose another --port",
+            host=options.host,
+            port=options.port,
+            why=error.strerror or str(error),
+        ) from error
+    return listener
+
+
+@contextlib.contextmanager
+def _signals_are_no_end() -> Iterator[None]:
+    """Let uvicorn stop at a signal; it sends itself the same one again afterwards, which ends nothing here."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _knowledge(path: str | None) -> Knowledge | None:
+    if path is None:
+        return None
+    words = lexicon_near(Path(path))
+    return read_knowledge(Path(path), load_lexicon(words) if words else None)
+
+
+def _uvicorn() -> Any:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise SystemFault("a server needs FastAPI and uvicorn: pip install 'znatok[serve]'") from error
+    return uvicorn

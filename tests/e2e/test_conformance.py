@@ -1,0 +1,77 @@
+"""Other people's programs and suites against a running server: what they do with OpenAI, they do with znatok."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import helpers
+import serving
+import tiny
+from served import Server
+
+NOT_DONE = {"chat-image-input", "chat-tool-calling"}  # what a text model does not do
+PROGRAMS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A base, and a run that has learned to end its answers."""
+    base, runs = serving.write_world(tmp_path_factory.mktemp("conformance"), names=())
+    pairs = tiny.write_pairs(base.parent / "pairs.jsonl")
+    helpers.trained(base, pairs, runs / "printing", data_options={"val_share": 0.0}, num_train_epochs=15)
+    server = Server(base.parent, "--model_name", base, "--dtype", "float32", "--context", 512)
+    yield server
+    server.stop()
+
+
+def run(name, *words, cwd, **changes):
+    """Run an installed program to its end."""
+    return subprocess.run(
+        [str(PROGRAMS / name), *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUTF8": "1", "NO_COLOR": "1", **changes},
+    )
+
+
+def test_the_llm_program_is_answered(server, tmp_path):
+    models = [{"model_id": "mine", "model_name": "printing", "api_base": server.url}]
+    (tmp_path / "extra-openai-models.yaml").write_text(yaml.safe_dump(models), encoding="utf-8")
+    said = []
+    for more in ([], ["--no-stream"]):
+        options = ["-o", "seed", 1, "-o", "max_tokens", 9, *more]
+        done = run("llm", "-m", "mine", "Что такое PLA?", *options, cwd=tmp_path, LLM_USER_PATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert said[0].strip()
+
+
+def test_the_apis_own_specification_is_kept(server, tmp_path):
+    words = ["--format", "openai-chat", "-u", server.url, "-m", "printing", "-k", "x", "--json"]
+    found = json.loads(run("llm-comply", *words, cwd=tmp_path).stdout)["results"]
+    assert {test["id"] for test in found if test["status"] == "failed"} == NOT_DONE, found
+    assert sum(test["status"] == "passed" for test in found) >= 6
+
+
+def test_what_the_schema_allows_is_answered_and_nothing_else_breaks_it(server, tmp_path):
+    """Schemathesis draws requests that fit the schema and requests that do not."""
+    (tmp_path / "schemathesis.toml").write_text(
+        # dialogues whose last message is not the user's fit the schema and are refused
+        "[checks.positive_data_acceptance]\nexpected-statuses = [200, 400, 404]\n",
+        encoding="utf-8",
+    )
+    address = server.url.removesuffix("/v1") + "/openapi.json"
+    words = ["--mode", "all", "--max-examples", 25, "--generation-deterministic", "--continue-on-failure"]
+    done = run("schemathesis", "run", address, *words, "--phases", "examples,coverage,fuzzing", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
