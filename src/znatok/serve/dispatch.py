@@ -78,7 +78,7 @@ class Dispatcher:
             self._changed.notify()
 
     def close(self, patience: float = 10.0) -> None:
-        """Refuse new jobs, give up those that wait; return once the others have ended, or ``patience`` seconds later."""
+        """Refuse new jobs, give up those that wait; return once the others have ended, or ``patience`` seconds on."""
         with self._changed:
             self._closing = True
             for job in self._waiting:
