@@ -103,7 +103,7 @@ def test_a_prompt_and_what_follows_token_by_token_give_what_the_whole_gives(mode
     backbone = build_backbone(model)
     expected = [model.get_base_model().model(input_ids=torch.tensor([e.ids])).last_hidden_state[0] for e in examples]
     if settled:
-        backbone = backbone.answering()
+        backbone = backbone.answering(4)
     cache, slots, prompt = RowCache(len(backbone.layers), 4), (3, 0, 2), 5
     for slot, example, wanted in zip(slots, examples, expected, strict=True):
         cache.filling = (slot, len(example.ids))

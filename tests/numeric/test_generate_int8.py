@@ -6,6 +6,7 @@ import torch
 import packs
 import tiny
 from znatok.config import ModelOptions, SampleOptions
+from znatok.fast.kernels import rows_apart
 from znatok.generate.engine import Request
 from znatok.generate.rows import INT8_SLOTS, RowCache
 from znatok.generate.torch_engine import TorchEngine, _packed_layers
@@ -72,6 +73,25 @@ def test_logits_are_those_of_transformers_layers(tuned, chat):
     for one, other in zip(*found, strict=True):
         assert packs.distance(one.float(), other.float()) < 0.03
     assert packs.distance(found[0][0].float(), found[0][1].float()) > 0.3  # the two positions differ far more
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not rows_apart(), reason="no compiler: torch computes all rows together")
+def test_a_row_is_the_same_bits_in_any_company(tuned, chat):
+    """Alone, beside one other, and with all slots in use: logits of a step, to the last bit."""
+    engine, found = TorchEngine(tuned, chat), []
+    for others in (0, 1, INT8_SLOTS - 1):
+        cache, layers = RowCache(engine._depth, INT8_SLOTS), _packed_layers(engine._model)
+        rows = [None] * INT8_SLOTS
+        for slot in range(others + 1):
+            row, _logits_V = engine._read_prompt(slot, requests()[slot % 5], cache, slot, layers)
+            row.said.append(70 + slot)
+            rows[slot] = row
+        found.append([engine._step(rows, cache, layers)[0] for _ in range(3)])
+        assert len(cache.present) == others + 1
+    for company in found[1:]:
+        for one, alone in zip(company, found[0], strict=True):
+            assert torch.equal(one, alone)
 
 
 def test_with_the_adapter_off_the_base_speaks(tuned, tiny_dir, chat):

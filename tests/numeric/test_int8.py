@@ -312,12 +312,12 @@ def test_another_way_is_as_good_as_its_levels(generator, way, widths, inputs):
 
 def test_weights_for_answers_are_laid_out_once_and_keep_their_parts(generator):
     weight = rounded(noise(generator, 192, 64), (128, 64))
-    answering = weight.answering()
+    answering = weight.answering(32)
     assert answering.way is ONEDNN
-    assert weight.answering() is answering
-    assert answering.answering() is answering
+    assert weight.answering(32) is answering
+    assert answering.answering(32) is answering
     assert [part.way for part in answering.split()] == [ONEDNN, ONEDNN]
-    assert replace(weight, way=ONEDNN_7).answering().way is ONEDNN_7  # where more levels would not be exact
+    assert replace(weight, way=ONEDNN_7).answering(32).way is ONEDNN_7  # where more levels would not be exact
 
 
 def test_the_head_keeps_to_the_levels_of_its_way(head, monkeypatch):

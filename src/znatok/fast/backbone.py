@@ -110,9 +110,12 @@ class Backbone:
         normed: Tensor = F.rms_norm(x_TD, self.norm.shape, self.norm, self.eps)
         return normed
 
-    def answering(self) -> "Backbone":
-        """Return the same backbone prepared for many products with few rows; its adapters must not change any more."""
-        return self._changed(lambda group: group.answering(self.dtype))
+    def answering(self, rows: int) -> "Backbone":
+        """Return the same backbone prepared for many products with few rows; its adapters must not change any more.
+
+        With compiled kernels, what it makes of a row does not depend on what others there are, up to ``rows`` of them.
+        """
+        return self._changed(lambda group: group.answering(self.dtype, rows))
 
     def without_adapters(self) -> "Backbone":
         """Return the same backbone as the bare base model."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from znatok.fast.eager import NO_DROPOUT, Dropout
 from znatok.fast.kernels import kernels
-from znatok.fast.linear import FrozenWeight
+from znatok.fast.linear import FrozenWeight, in_company
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +30,17 @@ class Adapter:
 
 
 class Settled(NamedTuple):
-    """Adapters that no longer change, as products take them: all A matrices (K, R) in C, and scale · Bᵀ of each."""
+    """Adapters that no longer change, as products take them.
+
+    Attributes:
+        down_KR: all A matrices in C.
+        ups: scale · Bᵀ of each.
+        least: rows that are always computed together, if need be with idle ones; see :func:`in_company`.
+    """
 
     down_KR: Tensor
     ups: Sequence[Tensor | None]
+    least: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +51,11 @@ class Group:
     adapters: tuple[Adapter, ...] = ()
     settled: Settled | None = None
 
-    def answering(self, dtype: torch.dtype) -> "Group":
+    def answering(self, dtype: torch.dtype, rows: int) -> "Group":
         """Return the same, prepared for many products with few rows; ``dtype`` is C."""
         low = _Low(self, dtype)
-        settled = Settled(low.down(), low.ups()) if low else None
-        return replace(self, weight=self.weight.answering(), settled=settled)
+        settled = Settled(low.down(), low.ups(), rows) if low else None
+        return replace(self, weight=self.weight.answering(rows), settled=settled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +162,9 @@ class _Low:
 
     def inner(self, dropped_TK: Tensor | None) -> Tensor | None:
         """Return A x for all adapters, (T, R) float32."""
-        return None if dropped_TK is None or not self else (dropped_TK @ self.down()).float()
+        if dropped_TK is None or not self:
+            return None
+        return in_company(dropped_TK, self.settled.least if self.settled else 0, self.down()).float()
 
     def ups(self) -> Sequence[Tensor | None]:
         """Return scale · Bᵀ of each adapter, (r, width) float32."""

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from znatok.fast.eager import Part, Raw, Rounding, Rows, block_of
@@ -45,8 +46,8 @@ class FrozenWeight(Protocol):
         """Return how its input rows are made int8, or None where it wants plain rows in C."""
         ...
 
-    def answering(self) -> "FrozenWeight":
-        """Return the same weights, laid out for products with few rows."""
+    def answering(self, rows: int) -> "FrozenWeight":
+        """Return the same weights for products with few rows; each is the same among any others, up to ``rows``."""
         ...
 
     def parts(self, ups: Sequence[Tensor | None]) -> list[Part]:
@@ -111,7 +112,7 @@ class Int8Weight:
         """Return how input rows are made int8."""
         return Rounding(block_of(self.q.shape[1]), self.way.levels)
 
-    def answering(self) -> "Int8Weight":
+    def answering(self, rows: int) -> "Int8Weight":  # whole numbers know no company
         """Return the same weights laid out for few rows, where that is exact; the second copy is kept."""
         return self._for_answers if self.way is INT_MM and few_rows_laid_out() else self
 
@@ -156,16 +157,17 @@ class Int8Weight:
 
 @dataclass(frozen=True, eq=False)
 class FloatWeight:
-    """Weights as they are, in bfloat16 or float32."""
+    """Weights as they are, in bfloat16 or float32; fewer than ``least`` rows are multiplied as that many."""
 
     weight: Tensor
     widths: tuple[int, ...]
     bias: Tensor | None = None
     rounded: None = None
+    least: int = 0
 
-    def answering(self) -> "FloatWeight":
-        """Return the same weights."""
-        return self
+    def answering(self, rows: int) -> "FloatWeight":
+        """Return the same weights, by which ``rows`` or fewer are always multiplied as that many."""
+        return replace(self, least=rows)
 
     def parts(self, ups: Sequence[Tensor | None]) -> list[Part]:
         """Return the projections with their low-rank parts."""
@@ -178,7 +180,7 @@ class FloatWeight:
     def product(self, rows: Rows | Tensor | None) -> Raw:
         """Return x Wᵀ."""
         assert isinstance(rows, Tensor)
-        return Raw(rows @ self.weight.t())
+        return Raw(in_company(rows, self.least, self.weight.t()))
 
     def encode_gradient(self, grad_TN: Tensor) -> Tensor:
         """Return the gradient in the dtype of the weights."""
@@ -192,6 +194,12 @@ class FloatWeight:
     def input_part(self, up: Tensor | None) -> list[Part]:
         """Return the one part of a finished input gradient."""
         return [Part(self.weight.shape[1], 1, up)]
+
+
+def in_company(x_TK: Tensor, least: int, w_KN: Tensor) -> Tensor:
+    """Return x w, computed with at least so many rows: a float product rounds rows by how many there are."""
+    missing = least - len(x_TK)
+    return x_TK @ w_KN if missing <= 0 else (F.pad(x_TK, (0, 0, 0, missing)) @ w_KN)[:-missing]
 
 
 def quantise_weight(weight_NK: Tensor, *, turn: bool = True) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,15 @@
 """Keys, values and attention kept apart row by row, so that no answer depends on its neighbours.
 
-A decoding step always computes the same number of rows, whether one is in use or all. A matrix product with the same
-number of rows rounds each row the same way, and reading the weights costs more than computing with them, so the idle
-rows of :data:`SLOTS` are nearly free (bfloat16, two cores: 41 ms for 8 rows against 39 ms for 1). int8 weights are half
-the bytes and multiply twice as fast, so a model in int8 has more: :data:`INT8_SLOTS`.
+A decoding step in float always computes the same number of rows, whether one is in use or all. A matrix product with
+the same number of rows rounds each row the same way, and reading the weights costs more than computing with them, so
+the idle rows of :data:`SLOTS` are nearly free (bfloat16, two cores: 41 ms for 8 rows against 39 ms for 1). int8
+products are exact whatever their rows, so a model in int8 has more, :data:`INT8_SLOTS`, and computes those in use; what
+is float in it, adapters and head, still comes in that number.
 
 Shapes: R rows, T prompt tokens, H query heads, K key heads, E head width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ class RowCache:
         self.values: list[list[Tensor | None]] = [[None] * slots for _ in range(layers)]
         self.lengths = [0] * slots
         self.filling: tuple[int, int] | None = None  # (row, capacity) while a prompt is read
+        self.present: Sequence[int] = range(slots)  # the rows that a step is given
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Store new keys and values, shape (1, K, T, E) for a prompt or (R, K, 1, E) for a step; return all to see."""
@@ -60,7 +63,8 @@ class RowCache:
         return pack_attention(q_THE, k_TGE, v_TGE, Segments(0, (len(q_THE),)))
 
     def _step(self, layer: int, q_RHE: Tensor, k_RGE: Tensor, v_RGE: Tensor) -> Tensor:
-        history = History(self.keys[layer], self.values[layer], self.lengths)
+        stores = (self.keys[layer], self.values[layer], self.lengths)
+        history = History(*([store[row] for row in self.present] for store in stores))
         out: Tensor = kernels().attend_rows(q_RHE, k_RGE, v_RGE, history)
         return out
 

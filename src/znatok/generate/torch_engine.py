@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from znatok.fast.kernels import rows_apart
 from znatok.generate.engine import Request, Stop, TokenEngine, sayable
 from znatok.generate.rows import INT8_SLOTS, ROW_ATTENTION, SLOTS, RowCache
 from znatok.generate.sampling import draw
@@ -208,11 +209,17 @@ class Together:
 
 
 def _packed_layers(model: Any) -> Layers:
-    """Return what computes a rounded model by the fast engine; int8 products are exact, whatever their rows."""
-    backbone = build_backbone(model).answering()
+    """Return what computes a rounded model by the fast engine; of a step, the rows in use."""
+    backbone = build_backbone(model).answering(INT8_SLOTS)
+    apart = rows_apart()
 
     def layers(ids: Tensor, positions: Tensor, cache: RowCache, rows: list[int] | None) -> Tensor:
-        last = torch.tensor([ids.shape[1] - 1]) if rows is None else None
-        return backbone.continued(ids.flatten(), positions.flatten(), cache.attend, last)
+        if rows is None:
+            last = torch.tensor([ids.shape[1] - 1])
+            return backbone.continued(ids.flatten(), positions.flatten(), cache.attend, last)
+        cache.present = [slot for slot, length in enumerate(rows) if length or not apart]
+        used = torch.tensor(cache.present)
+        hidden = backbone.continued(ids[used].flatten(), positions[used].flatten(), cache.attend)
+        return hidden.new_zeros(len(rows), hidden.shape[1]).index_copy_(0, used, hidden)
 
     return layers
