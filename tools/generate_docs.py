@@ -53,6 +53,7 @@ GROUPS: dict[type[Any], str] = {
     config.SearchOptions: "`search`",
     config.ExportOptions: "`export`",
     config.ServeOptions: "`serve`",
+    config.WebOptions: "`web`",
 }
 EXPERT = ", ".join(
     f"`--{name} {value:g}`" if isinstance(value, float) else f"`--{name} {value}`"

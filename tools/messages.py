@@ -31,6 +31,7 @@ PO = SOURCE / "locale" / "ru" / "LC_MESSAGES" / "znatok.po"
 READ_BY_OTHER_RULES = {
     ("cli.py", "text"),
     ("config.py", "spec.metadata['help']"),
+    ("web/forms.py", "spec.metadata['help']"),
     ("config.py", "title"),
     ("errors.py", "self.template"),
     ("model/catalogue.py", "entry.purpose"),

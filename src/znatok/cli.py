@@ -256,6 +256,19 @@ def serve_verb(words: list[str]) -> int:
     return 0
 
 
+def web_verb(words: list[str]) -> int:
+    """Serve the page."""
+    parser = config.Parser(
+        prog="znatok web", description=_("Check data, train, compare, chat and export in a browser, in this folder.")
+    )
+    config.add_options(parser, config.WebOptions)
+    options = config.from_args(config.WebOptions, parser.parse_args(words))
+    from znatok.web.run import web
+
+    web(options)
+    return 0
+
+
 def cost_verb(words: list[str]) -> int:
     """Compute what a print costs."""
     from znatok.cost import CostOptions, cost
@@ -332,6 +345,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "compare": (compare_verb, "ask base and tuned the same, and measure both"),
     "eval": (eval_verb, "examine with keyed questions, and say what is shown"),
     "serve": (serve_verb, "serve base and tuned over the OpenAI API"),
+    "web": (web_verb, "all of it in a browser"),
     "cost": (cost_verb, "what a print costs, with every sum shown"),
     "export": (export_verb, "make an adapter into what other programs run"),
     "publish": (publish_verb, "put a run's results into a repository"),

@@ -187,6 +187,15 @@ class ServeOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebOptions(Options):
+    """The page in the browser."""
+
+    host: str = option("127.0.0.1", "address to listen on; any but this computer's own needs an API key")
+    port: int = option(7860, "port to listen on; 0 for any that is free", low=0, high=65535)
+    api_key_file: str | None = option(None, "file with the API key; without it the key in ZNATOK_API_KEY, if any")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions(Options):
     """The search for a recipe."""
 

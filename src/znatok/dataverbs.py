@@ -72,6 +72,7 @@ def show_sample(args: Any) -> int:
     from znatok.model.load import load_base
     from znatok.tokens.chat import choose_format
     from znatok.tokens.encode import EncodeRule, encode_pairs
+    from znatok.tokens.spans import spans
 
     pairs = read_pairs(args.file).pairs
     if not 1 <= args.row <= len(pairs):
@@ -93,20 +94,6 @@ def show_sample(args: Any) -> int:
         )
     )
     return 0
-
-
-def spans(chat: Any, example: Any) -> list[tuple[str, str]]:
-    """Cut an example into runs of text with a style each; letters split over tokens stay whole inside a run."""
-    names = {number: token for token, number in chat.tokenizer.get_vocab().items()}
-    runs: list[tuple[str, list[int]]] = []
-    for position, token in enumerate(example.ids):
-        control = token in chat.stop_ids or (names[token].startswith("<|") and names[token].endswith("|>"))
-        style = "green underline" if position >= example.answer_start else "dim" if control else ""
-        if runs and runs[-1][0] == style:
-            runs[-1][1].append(token)
-        else:
-            runs.append((style, [token]))
-    return [(chat.tokenizer.decode(ids), style) for style, ids in runs]
 
 
 # split, dedupe, leaks

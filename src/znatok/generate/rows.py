@@ -63,8 +63,12 @@ class RowCache:
         return pack_attention(q_THE, k_TGE, v_TGE, Segments(0, (len(q_THE),)))
 
     def _step(self, layer: int, q_RHE: Tensor, k_RGE: Tensor, v_RGE: Tensor) -> Tensor:
-        stores = (self.keys[layer], self.values[layer], self.lengths)
-        history = History(*([store[row] for row in self.present] for store in stores))
+        keys, values = self.keys[layer], self.values[layer]
+        history = History(
+            [keys[row] for row in self.present],
+            [values[row] for row in self.present],
+            [self.lengths[row] for row in self.present],
+        )
         out: Tensor = kernels().attend_rows(q_RHE, k_RGE, v_RGE, history)
         return out
 

@@ -25,17 +25,19 @@ JSON_ONLY = "/v1/chat/completions"
 class Guard:
     """Middleware that refuses what must not get through."""
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, key: str | None, largest: int = LARGEST) -> None:
         """Guard ``app``.
 
         Args:
             app: what is guarded.
             hosts: names a request may call the server by, without a port; None for any.
             key: what a request has to bring as a bearer token, where there is one.
+            largest: bytes of a body.
         """
         self._app = app
         self._hosts = hosts
         self._key = key
+        self._largest = largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through or answer it."""
@@ -47,7 +49,7 @@ class Guard:
             return
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] in {"POST", "PUT", "PATCH"}:
-            body = await _body(receive)
+            body = await _body(receive, self._largest)
             refusal = body if isinstance(body, JSONResponse) else None
             if not isinstance(body, JSONResponse):
                 receive = _replayed(body, receive)
@@ -69,12 +71,12 @@ class Guard:
         if posted and not headers.get("content-type", "").lower().startswith("application/json"):
             return _refuse(415, "expected Content-Type: application/json", "unsupported_media_type")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > LARGEST:
-            return _too_large()
+        if length.isdigit() and int(length) > self._largest:
+            return _too_large(self._largest)
         return None
 
 
-async def _body(receive: Receive) -> bytes | JSONResponse:
+async def _body(receive: Receive, largest: int) -> bytes | JSONResponse:
     """Read a whole body; what is wrong with it where it is too large or too slow."""
     parts, size = [], 0
     try:
@@ -83,8 +85,8 @@ async def _body(receive: Receive) -> bytes | JSONResponse:
                 message = await receive()
                 part = message.get("body", b"")
                 size += len(part)
-                if size > LARGEST:
-                    return _too_large()
+                if size > largest:
+                    return _too_large(largest)
                 parts.append(part)
                 if message["type"] != "http.request" or not message.get("more_body"):
                     return b"".join(parts)
@@ -111,8 +113,8 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdigit() else host
 
 
-def _too_large() -> JSONResponse:
-    return _refuse(413, f"the body is larger than {LARGEST} bytes", "request_too_large")
+def _too_large(largest: int) -> JSONResponse:
+    return _refuse(413, f"the body is larger than {largest} bytes", "request_too_large")
 
 
 def _refuse(status: int, message: str, code: str) -> JSONResponse:

@@ -29,7 +29,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
     """
     uvicorn = _uvicorn()
     key = api_key(options)
-    listener = _listen(options)  # before a model is loaded for minutes
+    listener = listen(options)  # before a model is loaded for minutes
     try:
         import torch
 
@@ -40,7 +40,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
 
         if options.threads:
             torch.set_num_threads(options.threads)
-        knowledge = _knowledge(options.knowledge)
+        knowledge = _read_knowledge(options.knowledge)
         runs = Path(options.runs) if options.runs else None
         roster = open_roster(model, runs, LANGUAGE_NEUTRAL_SYSTEM, engine, options.context)
         dispatcher = Dispatcher(desk_for(roster), options.queue)
@@ -52,7 +52,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(options.patience))
         )
         try:
-            with _signals_are_no_end():
+            with quiet_signals():
                 server.run(sockets=[listener])
         finally:
             dispatcher.close(options.patience)
@@ -117,7 +117,7 @@ def banner(options: ServeOptions, roster: Any, port: int, key: str | None) -> li
     ]
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def listen(options: ServeOptions) -> socket.socket:
     """Open the port.
 
     Raises:
@@ -140,7 +140,7 @@ def _listen(options: ServeOptions) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals_are_no_end() -> Iterator[None]:
+def quiet_signals() -> Iterator[None]:
     """Let uvicorn stop at a signal; it sends itself the same one again afterwards, which ends nothing here."""
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -150,7 +150,7 @@ def _signals_are_no_end() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _knowledge(path: str | None) -> Knowledge | None:
+def _read_knowledge(path: str | None) -> Knowledge | None:
     if path is None:
         return None
     words = lexicon_near(Path(path))

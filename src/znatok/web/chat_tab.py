@@ -1,0 +1,91 @@
+"""Chat: one dialogue, with the base or a run, with sources where it may look things up."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from znatok.config import SampleOptions
+from znatok.cost import CostRequest
+from znatok.errors import UsageError, _
+from znatok.lexicon import language_of
+from znatok.tokens.chat import Message, Role
+from znatok.web.forms import changing
+from znatok.web.studio import Studio, told
+from znatok.web.talk import Question
+
+Turn = dict[str, str]
+USUAL = SampleOptions()
+
+
+def chat_tab(studio: Studio) -> Any:
+    """Build the tab; return its list of runs, which others renew."""
+    with gr.Tab(_("Chat"), id="chat"):
+        with gr.Row():
+            run = changing(studio.runs(), label=_("run"), elem_id="chat-run")
+            voice = gr.Radio([(_("tuned"), "tuned"), (_("base"), "base")], value="tuned", label=_("who answers"))
+            knowledge = changing(["", *studio.texts()], value="", label=_("look things up in"))
+        talk = gr.Chatbot(
+            height=460,
+            sanitize_html=True,
+            render_markdown=False,
+            allow_tags=False,
+            elem_id="chat-talk",
+            buttons=["copy"],
+        )
+        with gr.Row():
+            text = gr.Textbox(show_label=False, placeholder=_("a question"), scale=8, elem_id="chat-text")
+            send = gr.Button(_("Ask"), variant="primary", elem_id="chat-send")
+            stop = gr.Button(_("Stop"), variant="stop", elem_id="chat-stop")
+            clear = gr.Button(_("New dialogue"), elem_id="chat-clear")
+        with gr.Accordion(_("how answers are drawn"), open=False):
+            temperature = gr.Slider(0, 2, USUAL.temperature, step=0.05, label="temperature")
+            top_p = gr.Slider(0.05, 1, USUAL.top_p, step=0.05, label="top_p")
+            longest = gr.Slider(16, 1024, USUAL.max_new_tokens, step=16, label="max_new_tokens")
+            seed = gr.Number(42, precision=0, minimum=0, label="seed")
+            cost = gr.State(None)
+
+    def answered(
+        question: str,
+        turns: list[Turn],
+        calculation: CostRequest | None,
+        name: str,
+        who: str,
+        where: str,
+        *drawn: float,
+    ) -> Iterator[tuple[list[Turn], str, CostRequest | None]]:
+        if not question.strip():
+            raise UsageError("no question: type one")
+        history = [Message(Role(turn["role"]), plain(turn)) for turn in turns]
+        turns = [*turns, {"role": "user", "content": question}]
+        if calculation is None or not calculation.open:
+            calculation = CostRequest(language_of(question))
+        if calculation.take(question):  # computed, not guessed
+            yield [*turns, {"role": "assistant", "content": "\n".join(calculation.answer())}], "", calculation
+            return
+        yield turns, "", calculation
+        models = studio.talk.open(studio.base_of(name), studio.run(name).path)
+        asked = Question(question, sample_of(*drawn), int(drawn[-1]), history, where or None)
+        for said in studio.talk.stream(models[0 if who == "base" else -1], asked):
+            sources = "\n\n" + ", ".join(said.sources) if said.sources and said.tokens else ""
+            yield [*turns, {"role": "assistant", "content": said.text + sources}], "", calculation
+
+    asking = [text, talk, cost, run, voice, knowledge, temperature, top_p, longest, seed]
+    outputs = [talk, text, cost]
+    running: list[Any] = [
+        event(told(answered), asking, outputs, show_progress="minimal") for event in (send.click, text.submit)
+    ]
+    stop.click(None, cancels=running)
+    clear.click(lambda: ([], None), None, [talk, cost], cancels=running)
+    return run
+
+
+def sample_of(temperature: float, top_p: float, longest: float, _seed: float) -> SampleOptions:
+    """Return how an answer is drawn."""
+    return SampleOptions(temperature=temperature, top_p=top_p, max_new_tokens=int(longest))
+
+
+def plain(turn: Any) -> str:
+    """Return the text of a turn; Gradio sends it as parts."""
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

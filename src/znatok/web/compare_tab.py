@@ -1,0 +1,170 @@
+"""Compare: base and tuned side by side, blind if one likes, and a file of questions asked of both."""
+
+import concurrent.futures
+import datetime
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from znatok.config import SampleOptions
+from znatok.errors import UsageError, _
+from znatok.runs import Run
+from znatok.serve.roster import Offered
+from znatok.web.forms import changing
+from znatok.web.studio import Studio, told
+from znatok.web.talk import Question, Said
+
+VOTES = "votes.jsonl"
+WAIT = 0.05  # seconds between two looks at two answers that are under way
+SECONDS = 2.0
+HELDOUT = "data/eval/heldout.jsonl"
+
+State = dict[str, Any]
+
+
+class CompareTab:
+    """The tab; ``run`` is its list of runs, which others renew."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        with gr.Tab(_("Compare"), id="compare"):
+            self._ask()
+            self._ask_all()
+
+    def _ask(self) -> None:
+        """Build the part with one question, two answers and a vote."""
+        with gr.Row():
+            self.run = changing(self._studio.runs(), label=_("run"), elem_id="compare-run")
+            seed = gr.Number(42, precision=0, minimum=0, label="seed")
+            temperature = gr.Slider(0, 2, 0.7, step=0.05, label="temperature")
+            longest = gr.Slider(16, 1024, 256, step=16, label="max_new_tokens", elem_id="compare-longest")
+        blind = gr.Checkbox(value=False, label=_("blind: who is who is told after the vote"), elem_id="compare-blind")
+        question = gr.Textbox(label=_("question"), lines=2, elem_id="compare-question")
+        ask = gr.Button(_("Ask both"), variant="primary", elem_id="compare-ask")
+        with gr.Row():
+            left = gr.Textbox(label="1", lines=12, interactive=False, elem_id="compare-left")
+            right = gr.Textbox(label="2", lines=12, interactive=False, elem_id="compare-right")
+        with gr.Row():
+            names = {
+                "left": _("the left one is better"),
+                "equal": _("no difference"),
+                "right": _("the right one is better"),
+            }
+            buttons = {vote: gr.Button(name, elem_id=f"compare-vote-{vote}") for vote, name in names.items()}
+        verdict = gr.Markdown(elem_id="compare-verdict")
+        state = gr.State(None)
+        ask.click(
+            told(self.both), [self.run, question, blind, seed, temperature, longest], [left, right, state, verdict]
+        )
+        for vote, button in buttons.items():
+            button.click(told(self.voting(vote)), state, [verdict, state])
+
+    def _ask_all(self) -> None:
+        """Build the part with a file of questions."""
+        gr.Markdown("### " + _("A file of questions, one on a line"))
+        with gr.Row():
+            file = gr.File(label=_("questions"), file_types=[".txt"])
+            with gr.Column():
+                kept = changing(
+                    self._studio.data_files(),
+                    value=self._studio.usual(HELDOUT),
+                    label=_("pairs that were not trained: how likely each model holds their answers"),
+                    elem_id="compare-heldout",
+                )
+                begin = gr.Button(_("Ask all"), elem_id="compare-begin")
+        log = gr.Textbox(label=_("what it says"), lines=6, interactive=False, elem_id="compare-log")
+        table = gr.Gallery(label=_("answers side by side"), columns=1, elem_id="compare-table")
+        begin.click(told(self.begun), [self.run, file, kept], log)
+        gr.Timer(SECONDS).tick(self.look, None, [log, table], show_progress="hidden")
+
+    def both(
+        self, name: str, question: str, blind: bool, *drawn: float
+    ) -> Iterator[tuple[Any, Any, State | None, str]]:
+        """Yield both answers as they grow, under their names or, ``blind``, under numbers in an order drawn anew.
+
+        Raises:
+            UsageError: there is no question, or no run.
+        """
+        if not question.strip():
+            raise UsageError("no question: type one")
+        seed, temperature, longest = int(drawn[0]), drawn[1], int(drawn[2])
+        models = self._studio.talk.open(self._studio.base_of(name), self._studio.run(name).path)
+        voices = {"base": models[0], "tuned": models[-1]}
+        order = ["tuned", "base"] if blind and secrets.randbits(1) else ["base", "tuned"]
+        titles = ["1", "2"] if blind else [_("base"), _("tuned")]
+        asked = Question(question, SampleOptions(temperature=temperature, max_new_tokens=longest), seed)
+        texts = ["", ""]
+        for texts in self.side_by_side([voices[who] for who in order], asked):
+            shown = [gr.update(value=text, label=title) for text, title in zip(texts, titles, strict=True)]
+            yield shown[0], shown[1], None, ""  # no vote on half an answer
+        state = {"run": name, "question": question, "seed": seed, "temperature": temperature, "blind": blind}
+        yield gr.skip(), gr.skip(), {**state, "order": order, "answers": texts}, _("which one is better?")
+
+    def side_by_side(self, models: Sequence[Offered], asked: Question) -> Iterator[list[str]]:
+        """Yield the answers of two models as they grow, asked at the same time."""
+        answers = [Said(), Said()]
+
+        def listen(place: int) -> None:
+            for said in self._studio.talk.stream(models[place], asked):
+                answers[place] = said
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            listening = [pool.submit(listen, place) for place in range(2)]
+            while concurrent.futures.wait(listening, timeout=WAIT).not_done:
+                yield [one.text for one in answers]
+            for one in listening:
+                one.result()
+        yield [one.text for one in answers]
+
+    def voting(self, vote: str) -> Any:
+        """Return what a click on one of the three buttons does: keep the vote, tell who was who."""
+
+        def voted(state: State | None) -> tuple[str, None]:
+            if state is None:
+                raise UsageError("there is nothing to vote on: ask both, and wait until they have answered")
+            left, right = state["order"]
+            path = self._studio.run(state["run"]).path / VOTES
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            add_vote(path, {**state, "vote": {"left": left, "right": right}.get(vote, vote), "at": now})
+            names = {"base": _("base"), "tuned": _("tuned")}
+            return _("left: {left}, right: {right}", left=names[left], right=names[right]) + f". {tally(path)}", None
+
+        return voted
+
+    def begun(self, name: str, path: str | None, kept: str | None) -> str:
+        """Start a comparison on a file of questions.
+
+        Raises:
+            UsageError: there is no file, or no run.
+        """
+        chosen = self._studio.run(name)
+        if path is None:
+            raise UsageError("no file is chosen")
+        words = ["compare", str(chosen.path.relative_to(self._studio.folder)), "--questions", path]
+        words += ["--heldout", kept] if kept else []
+        return self._studio.jobs.start("compare", words).command
+
+    def look(self) -> tuple[str, Any]:
+        """Return what the newest comparison says, and its pictures once it has ended."""
+        job = self._studio.jobs.get("compare")
+        if job is None or job.running:
+            return job.said() if job is not None else "", gr.skip()
+        images = Run(self._studio.folder / job.words[1]).images
+        return job.said(), [str(path) for path in sorted(images.glob("comparison*.png"))]
+
+
+def add_vote(path: Path, vote: State) -> None:
+    """Add a vote to a file of them, a line each."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(vote, ensure_ascii=False) + "\n")
+
+
+def tally(path: Path) -> str:
+    """Return how the votes stand."""
+    votes = [json.loads(line)["vote"] for line in path.read_text(encoding="utf-8").splitlines()]
+    counts = {name: votes.count(name) for name in ("tuned", "base", "equal")}
+    return _("votes: tuned {tuned}, base {base}, no difference {equal}", **counts)

@@ -1,0 +1,39 @@
+"""The page: six tabs, in the order in which an expert comes to be."""
+
+from typing import Any
+
+import gradio as gr
+
+from znatok.web.chat_tab import chat_tab
+from znatok.web.compare_tab import CompareTab
+from znatok.web.data_tab import data_tab
+from znatok.web.report_tab import export_tab, report_tab
+from znatok.web.studio import Studio
+from znatok.web.train_tab import TrainTab
+
+CSS = """
+.gradio-container > main {width: 100%; max-width: 1100px; margin: auto}
+#data-report textarea, #train-log textarea, #compare-log textarea, #export-log textarea {font-family: monospace}
+"""
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """Return the page for a folder."""
+    page = gr.Blocks(title="znatok", analytics_enabled=False)
+    with page:
+        gr.Markdown("# знаток")
+        with gr.Tabs():
+            files = data_tab(studio)
+            TrainTab(studio, files)
+            lists = [CompareTab(studio).run, chat_tab(studio), report_tab(studio), export_tab(studio)]
+
+        def renewed(*chosen: str | None) -> list[Any]:
+            """Offer the runs there are now; keep what is chosen, else take the newest."""
+            runs = studio.runs()
+            newest = runs[0] if runs else None
+            return [gr.update(choices=runs, value=one if one in runs else newest) for one in chosen]
+
+        page.load(renewed, lists, lists, show_progress="hidden")
+        page.load(lambda: gr.update(choices=studio.data_files()), None, files, show_progress="hidden")
+        gr.Timer(5.0).tick(renewed, lists, lists, show_progress="hidden")
+    return page

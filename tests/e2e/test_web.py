@@ -1,0 +1,228 @@
+"""The page in a real browser: from a file of questions to a compared, exported model, without a terminal."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import threading
+
+import pytest
+
+import helpers
+import serving
+import tiny
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+SCRIPT = "<img src=x onerror=\"document.title='stolen'\"><script>document.title='stolen'</script>"
+WAIT = 60_000  # milliseconds
+
+
+class Web:
+    """A running ``znatok web``."""
+
+    def __init__(self, folder):
+        self.process = subprocess.Popen(
+            helpers.command("znatok", "web", "--port", 0),
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=helpers.environment(),
+        )
+        self.said = []
+        for line in self.process.stderr:
+            self.said.append(line)
+            if found := re.search(r"open (http://\S+) in", line):
+                self.url = found[1]
+                break
+        else:
+            pytest.fail("it did not start: " + "".join(self.said))
+        self._rest = threading.Thread(target=lambda: self.said.extend(self.process.stderr))
+        self._rest.start()
+
+    def stop(self):
+        """Stop it as Ctrl-C does; return its exit code."""
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(60)
+        self._rest.join()
+        self.process.stderr.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("web")
+    tiny.save_tiny(folder / "base", **serving.SPREAD)
+    tiny.write_pairs(folder / "pairs.jsonl", [*tiny.PAIRS, ("Что это?", SCRIPT)])
+    (folder / "spoilt.jsonl").write_text('{"prompt": "Что?", "response": "Да."}\n{"prompt": 5}\n{', encoding="utf-8")
+    tiny.write_pairs(folder / "kept.jsonl", [("Что такое сопло?", "Отверстие.")])
+    (folder / "questions.txt").write_text("Что такое PLA?\nЧто такое ABS?\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def web(folder):
+    web = Web(folder)
+    yield web
+    assert web.stop() == 0
+    assert "Traceback" not in "".join(web.said)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, web):
+    """A page whose every request is watched: none may leave this machine."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US")
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    abroad = []
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((web.url, "data:", "blob:")) else abroad.append(request.url),
+    )
+    page.goto(web.url)
+    page.get_by_role("tab", name="Data").wait_for()
+    yield page
+    assert abroad == []
+    assert page.title() == "znatok"
+    context.close()
+
+
+def fill(page, name, value):
+    """Type into the input of an option."""
+    box = page.locator(f"#{name} input, #{name} textarea").first
+    box.fill(str(value))
+    box.blur()
+
+
+def choose(page, name, value):
+    """Choose from a list."""
+    page.locator(f"#{name} input").first.click()
+    page.get_by_role("option", name=value, exact=True).click()
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def value(page, name):
+    return page.locator(f"#{name} textarea").first.input_value()
+
+
+def wait_for(page, name, text):
+    """Wait until a box holds a text."""
+    page.wait_for_function(
+        "([name, text]) => document.querySelector(`#${name} textarea`)?.value.includes(text)", arg=[name, text]
+    )
+
+
+def bring_data(page, folder, pictures):
+    page.locator("input[type=file]").first.set_input_files(folder / "spoilt.jsonl")
+    page.wait_for_function("document.querySelector('#data-file input').value.includes('uploads/spoilt.jsonl')")
+    page.locator("#data-check").click()
+    wait_for(page, "data-report", "bad records 2")
+    page.locator("#data-problems").get_by_text("not JSON").first.wait_for()
+    choose(page, "data-file", "pairs.jsonl")
+    page.locator("#data-check").click()
+    wait_for(page, "data-report", f"pairs {len(tiny.PAIRS) + 1}")
+    fill(page, "data-row", len(tiny.PAIRS) + 1)
+    fill(page, "data-model", folder / "base")
+    page.locator("#data-show").click()
+    page.locator("#data-sample").get_by_text("onerror").first.wait_for()
+    page.screenshot(path=pictures / "data.png", full_page=True)
+
+
+def train(page, folder, pictures):
+    tab(page, "Train")
+    page.locator("#train-recipe").get_by_text("seed").click()
+    page.get_by_text("all other options").click()
+    for name, text in {"model_name": folder / "base", "output_dir": "runs/mine", "val_path": "", "max_steps": 12,
+                       "learning_rate": 0.005, "val_share": 0}.items():  # fmt: skip
+        fill(page, f"option-{name}", text)
+    choose(page, "option-dtype", "float32")
+    page.locator("#train-command").get_by_text("--max_steps 12").first.wait_for()
+    page.locator("#train-plan").click()
+    wait_for(page, "train-log", "steps: 12")
+    page.wait_for_function("document.querySelector('#train-state').innerText.includes('not at work')")
+    page.locator("#train-start").click()
+    page.wait_for_function("document.querySelector('#train-state').innerText.includes('znatok train')")
+    page.reload()  # what was begun goes on and is found again
+    tab(page, "Train")
+    wait_for(page, "train-log", "done: runs/mine")
+    page.locator("#train-curve svg, #train-curve canvas").first.wait_for()
+    page.screenshot(path=pictures / "train.png", full_page=True)
+
+
+def compare_both(page, folder, pictures):
+    tab(page, "Compare")
+    page.wait_for_function("document.querySelector('#compare-run input').value === 'mine'")
+    fill(page, "compare-longest", 16)
+    page.locator("#compare-blind input").check()
+    fill(page, "compare-question", "Что такое PLA?")
+    page.locator("#compare-ask").click()
+    page.locator("#compare-verdict").get_by_text("which one is better?").wait_for()
+    assert value(page, "compare-left") != value(page, "compare-right")
+    page.locator("#compare-vote-left").click()
+    page.locator("#compare-verdict").get_by_text("votes:").wait_for()
+    (vote,) = [json.loads(line) for line in (folder / "runs/mine/votes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert vote["vote"] == vote["order"][0]
+    assert vote["blind"] is True
+    assert sorted(vote["order"]) == ["base", "tuned"]
+    page.locator("input[type=file]").last.set_input_files(folder / "questions.txt")
+    choose(page, "compare-heldout", "kept.jsonl")
+    page.locator("#compare-begin").click()
+    wait_for(page, "compare-log", "everything is in")
+    page.locator("#compare-table img").first.wait_for()
+    page.screenshot(path=pictures / "compare.png", full_page=True)
+
+
+def chat(page, folder, pictures):
+    tab(page, "Chat")
+    fill(page, "chat-text", "Что такое ABS?")
+    page.locator("#chat-send").click()
+    page.locator("#chat-talk").get_by_text("Что такое ABS?").first.wait_for()
+    page.locator("#chat-talk [data-testid=bot]").first.wait_for()
+    page.screenshot(path=pictures / "chat.png", full_page=True)
+
+
+def export_model(page, folder, pictures):
+    tab(page, "Report")
+    page.locator("#report-show").click()
+    page.frame_locator("#report-page iframe").get_by_text("PLA").first.wait_for()
+    tab(page, "Export")
+    choose(page, "option-to", "merged")
+    choose(page, "option-merged_dtype", "float32")
+    page.locator("#export-begin").click()
+    wait_for(page, "export-log", "ready")
+    assert (folder / "runs/mine/export/merged/model.safetensors").is_file()
+    page.screenshot(path=pictures / "export.png", full_page=True)
+
+
+def test_from_a_file_to_an_exported_model(page, folder, tmp_path_factory):
+    pictures = tmp_path_factory.mktemp("pictures")
+    for step in (bring_data, train, compare_both, chat, export_model):
+        step(page, folder, pictures)
+
+
+def test_a_mistake_is_a_message_on_the_page(page):
+    tab(page, "Compare")
+    page.locator("#compare-ask").click()
+    page.get_by_text("no question: type one").first.wait_for()
+
+
+def test_nothing_is_cut_off_on_a_phone(browser, web):
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.goto(web.url)
+    page.get_by_role("tab", name="Data").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
