@@ -163,7 +163,7 @@ def train(page, folder, pictures):
     page.reload()  # what was begun goes on and is found again
     tab(page, "Train")
     wait_for(page, "train-log", "done: runs/mine")
-    page.locator("#train-curve svg, #train-curve canvas").first.wait_for()
+    page.locator("#train-curve svg .mark-line path").first.wait_for()  # drawn, not only its axes
     page.screenshot(path=pictures / "train.png", full_page=True)
 
 

@@ -77,7 +77,9 @@ class CompareTab:
                 )
                 begin = gr.Button(_("Ask all"), elem_id="compare-begin")
         log = gr.Textbox(label=_("what it says"), lines=6, interactive=False, elem_id="compare-log")
-        table = gr.Gallery(label=_("answers side by side"), columns=1, elem_id="compare-table")
+        table = gr.Gallery(
+            label=_("answers side by side"), columns=1, height=640, object_fit="contain", elem_id="compare-table"
+        )
         begin.click(told(self.begun), [self.run, file, kept], log)
         gr.Timer(SECONDS).tick(self.look, None, [log, table], show_progress="hidden")
 

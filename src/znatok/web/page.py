@@ -24,7 +24,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.Markdown("# знаток")
         with gr.Tabs():
             files = data_tab(studio)
-            TrainTab(studio, files)
+            train = TrainTab(studio, files)
             lists = [CompareTab(studio).run, chat_tab(studio), report_tab(studio), export_tab(studio)]
 
         def renewed(*chosen: str | None) -> list[Any]:
@@ -33,6 +33,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             newest = runs[0] if runs else None
             return [gr.update(choices=runs, value=one if one in runs else newest) for one in chosen]
 
+        page.load(train.typed, train.form, train.line, show_progress="hidden")
         page.load(renewed, lists, lists, show_progress="hidden")
         page.load(lambda: gr.update(choices=studio.data_files()), None, files, show_progress="hidden")
         gr.Timer(5.0).tick(renewed, lists, lists, show_progress="hidden")

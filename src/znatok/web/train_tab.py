@@ -33,11 +33,11 @@ RECIPE = "expert"
 SMALL = "qwen2.5-coder-0.5b-instruct"
 SECONDS = 2.0  # between two looks at a run
 
-Look = tuple[str, pd.DataFrame, str]
+Look = tuple[str, Any, str]
 
 
 class TrainTab:
-    """The tab."""
+    """The tab; ``line`` shows the command that says what the inputs of ``form`` do."""
 
     def __init__(self, studio: Studio, files: Any) -> None:
         """Build it; what is chosen in ``files``, the list on the first tab, is trained here."""
@@ -45,7 +45,7 @@ class TrainTab:
         with gr.Tab(_("Train"), id="train"):
             self._recipe = gr.Radio(["seed", RECIPE], value=RECIPE, label=_("recipe"), elem_id="train-recipe")
             inputs = _inputs(studio.folder)
-            line = gr.Code(
+            self.line = gr.Code(
                 label=_("the same on the command line"),
                 language="shell",
                 lines=2,
@@ -58,15 +58,24 @@ class TrainTab:
                 start = gr.Button(_("Start"), variant="primary", elem_id="train-start")
                 stop = gr.Button(_("Stop"), variant="stop", elem_id="train-stop")
                 resume = gr.Button(_("Go on"), elem_id="train-resume")
+            colours = {_("training"): "#4c78a8", _("validation"): "#f58518"}
             seen = [
                 gr.Markdown(elem_id="train-state"),
-                gr.LinePlot(x="step", y="loss", color="of", title=_("loss"), height=280, elem_id="train-curve"),
+                gr.LinePlot(
+                    x="step",
+                    y="loss",
+                    color="of",
+                    color_map=colours,
+                    title=_("loss"),
+                    height=280,
+                    elem_id="train-curve",
+                ),
                 gr.Textbox(label=_("what it says"), lines=8, max_lines=20, interactive=False, elem_id="train-log"),
             ]
             timer = gr.Timer(SECONDS)
-        form = [self._recipe, *(inputs[spec.name] for spec in FIELDS)]
+        self.form = form = [self._recipe, *(inputs[spec.name] for spec in FIELDS)]
         for one in form:
-            one.change(self.typed, form, line, show_progress="hidden")
+            one.change(self.typed, form, self.line, show_progress="hidden")
         self._recipe.change(lambda recipe: by_recipe(FIELDS, recipe), self._recipe, form[1:], show_progress="hidden")
         files.change(lambda name: gr.update(value=name) if name else gr.skip(), files, inputs["data_path"])
         plan.click(told(self.planned), form, seen)
@@ -107,9 +116,10 @@ class TrainTab:
         found = (self._studio.jobs.get(kind) for kind in ("train", "plan"))
         job = max((job for job in found if job), key=lambda job: job.started, default=None)
         if job is None:
-            return _("nothing was started yet"), _frame([]), ""
+            return _("nothing was started yet"), gr.skip(), ""
         state = _("at work") if job.running else _("not at work")
-        return f"**{state}**: `{job.command}`", _frame(self._curve(job)), job.said()
+        rows = self._curve(job)  # a plot that was drawn empty stays empty
+        return f"**{state}**: `{job.command}`", _frame(rows) if rows else gr.skip(), job.said()
 
     def _curve(self, job: Job) -> list[tuple[int, float, str]]:
         metrics = Run(self._studio.folder / _place(job.words)).metrics if job.kind == "train" else None
