@@ -39,6 +39,7 @@ bench: setup
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/serve.py
 
 docs: setup
 	$(BIN)/python tools/generate_docs.py

@@ -157,9 +157,12 @@ class ExportOptions(Options):
     to: str = option(
         "gguf",
         "merged: a model directory for transformers and vLLM; gguf: one file for llama.cpp; lora-gguf: the adapter"
-        " alone, for llama.cpp beside its base; ollama: a file and its Modelfile",
-        choices=("merged", "gguf", "lora-gguf", "ollama"),
+        " alone, for llama.cpp beside its base; ollama: a file and its Modelfile; card: the adapter and its model card,"
+        " to be published; hub: the same, put on the Hugging Face hub",
+        choices=("merged", "gguf", "lora-gguf", "ollama", "card", "hub"),
     )
+    hub_name: str = option("", "for hub: the repository there, user/name")
+    public: bool = option(False, "for hub: let everybody see it")
     quant: str = option("q8_0", "number format of the matrices in a GGUF file", choices=("f16", "bf16", "q8_0"))
     merged_dtype: str = option(
         "bfloat16", "number format of a merged model", choices=("float32", "bfloat16", "float16")

@@ -1,12 +1,15 @@
 """Exports: every form of a tuned model answers as its adapter does, and what does not is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import gguf
 import pytest
 import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -253,3 +256,114 @@ def test_the_verb(trained, tmp_path, capsys):
     assert out["parity"]["template"] is True
     assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template
     assert main(words) == 2
+
+
+# For others: card and hub
+
+
+PROOF = "<!-- proof:start -->\n| P1 | +0.3 | shown |\n<!-- proof:end -->"
+
+
+@pytest.fixture
+def publishable(trained, tmp_path):
+    """Return a run on a base that others can load too."""
+    run = Run(shutil.copytree(trained.path, tmp_path / "mine"))
+    config = run.path / "adapter_config.json"
+    stated = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": "Qwen/Qwen2.5-1.5B"}
+    config.write_text(json.dumps(stated), encoding="utf-8")
+    return run
+
+
+def test_a_card_says_what_it_is_made_of_and_loads_in_peft(publishable, tiny_dir, tmp_path):
+    made = export(publishable, ExportOptions(to="card", export_dir=str(tmp_path / "card")))
+    text = (made.path / "README.md").read_text(encoding="utf-8")
+    manifest = publishable.read_manifest()
+    header = ModelCard(text).data
+    assert (header.base_model, header.library_name, header.eval_results) == ("Qwen/Qwen2.5-1.5B", "peft", None)
+    for value in (
+        manifest["base"]["sha256"],
+        manifest["data"]["sha256"],
+        "| learning_rate | 0.05 |",
+        "nothing is claimed",
+    ):
+        assert value in text
+    assert (made.path / "adapter_model.safetensors").read_bytes() == helpers.adapter_bytes(publishable)
+    again = open_expert(ModelOptions(model_name=str(tiny_dir), dtype="float32"), Run(made.path), "", "torch")
+    with again.weights(Voice.TUNED) as model:
+        assert torch.equal(logits(model), tuned_logits(tiny_dir, publishable.path))
+    assert str(tmp_path) not in "".join(
+        path.read_text(encoding="utf-8") for path in made.path.iterdir() if path.suffix != ".safetensors"
+    )
+    assert {path.name for path in made.path.iterdir()} <= {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja",
+    }  # fmt: skip
+
+
+def test_what_was_measured_goes_along(publishable, tmp_path):
+    result = EvalResult("text-generation", "znatok", "items", "p1", 0.3)
+    data = ModelCardData(model_name="mine", eval_results=[result])
+    (publishable.path / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{PROOF}\n", encoding="utf-8")
+    made = export(publishable, ExportOptions(to="card", export_dir=str(tmp_path / "card")))
+    found = ModelCard.load(made.path / "README.md")
+    assert PROOF in found.text
+    assert [one.metric_value for one in found.data.eval_results] == [0.3]
+    assert "nothing is claimed" not in found.text
+
+
+def test_a_base_that_is_a_path_can_not_be_published(trained, tmp_path):
+    with pytest.raises(ModelError, match="which others can't load"):
+        export(trained, ExportOptions(to="card", export_dir=str(tmp_path / "card")))
+    assert not (tmp_path / "card").exists()
+
+
+def test_a_text_that_tells_a_path_is_not_published(publishable, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
+    config = publishable.path / "tokenizer_config.json"
+    config.write_text(json.dumps({"name_or_path": str(tmp_path / "somebody" / "models")}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: it tells .*somebody"):
+        export(publishable, ExportOptions(to="card", export_dir=str(tmp_path / "card")))
+
+
+class Hub:
+    """Stands for the hub: keeps what it is told."""
+
+    said: ClassVar[list[tuple[str, dict[str, object]]]] = []
+    fails = ""
+
+    def __init__(self, **_options):
+        self.said.clear()
+
+    def create_repo(self, name, **options):
+        if self.fails:
+            raise OSError(self.fails)
+        self.said.append((name, options))
+
+    def upload_folder(self, **options):
+        self.said.append(
+            ("upload", options | {"files": sorted(path.name for path in options["folder_path"].iterdir())})
+        )
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_the_hub_gets_the_folder_private_unless_told_otherwise(publishable, tmp_path, monkeypatch, public):
+    monkeypatch.setattr("znatok.export.card.HfApi", Hub)
+    options = ExportOptions(to="hub", hub_name="me/mine", public=public, export_dir=str(tmp_path / "hub"))
+    made = export(publishable, options)
+    (name, created), (_upload, sent) = Hub.said
+    assert (name, created["private"]) == ("me/mine", not public)
+    assert sent["repo_id"] == "me/mine"
+    assert sent["files"] == sorted(path.name for path in made.path.iterdir())
+    assert made.hint == "https://huggingface.co/me/mine"
+
+
+def test_a_hub_that_refuses_is_one_line(publishable, tmp_path, monkeypatch):
+    monkeypatch.setattr("znatok.export.card.HfApi", Hub)
+    monkeypatch.setattr(Hub, "fails", "401 Client Error:\n  who are you?")
+    options = ExportOptions(to="hub", hub_name="me/mine", export_dir=str(tmp_path / "hub"))
+    with pytest.raises(SystemFault, match=r"the hub: 401 Client Error: who are you\?; log in") as caught:
+        export(publishable, options)
+    assert "\n" not in str(caught.value)
+    for name in ("", "mine", "a/b/c", "../x", "me/мой"):
+        with pytest.raises(UsageError, match="expected user/name"):
+            export(publishable, replace(options, hub_name=name, export_dir=str(tmp_path / "other")))

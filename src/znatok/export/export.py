@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from znatok.config import ExportOptions, ModelOptions
-from znatok.errors import SystemFault, UsageError
+from znatok.errors import ModelError, SystemFault, UsageError
 from znatok.expert import Expert, open_expert
 from znatok.export import parity
+from znatok.export.card import push, refuse_no_name, write_publishable
 from znatok.export.merge import save_merged
 from znatok.export.merged_gguf import file_bytes, write_gguf
 from znatok.export.ollama import modelfile
@@ -53,6 +54,8 @@ def export(run: Run, options: ExportOptions) -> Exported:
     """
     target = Path(options.export_dir) if options.export_dir else run.path / "export" / options.to
     refuse_used(target, force=options.force)
+    if options.to in {"card", "hub"}:
+        return _published(run, options, target)
     with held(run):
         expert = open_expert(ModelOptions(model_name=options.model_name, dtype="float32"), run, "", "torch")
         refuse_full(target, needed(expert, options))
@@ -66,6 +69,21 @@ def export(run: Run, options: ExportOptions) -> Exported:
                     say(line)
                 found.refuse_failed(options.to)
     return Exported(target, found, HINTS[options.to].format(path=target, name=run.path.name.lower()))
+
+
+def _published(run: Run, options: ExportOptions, target: Path) -> Exported:
+    """Put the adapter and its card into a folder, and on the hub where that is asked for."""
+    if options.to == "hub":
+        refuse_no_name(options.hub_name)
+    if not run.has_adapter():
+        raise ModelError("{path}: no adapter_model.safetensors; train first, or go on with --resume", path=run.path)
+    with held(run):
+        refuse_full(target, (run.path / "adapter_model.safetensors").stat().st_size)
+        with made_whole(target) as folder:
+            write_publishable(run, folder)
+    if options.to == "card":
+        return Exported(target, None, f"hf upload USER/{run.path.resolve().name} {target} --private")
+    return Exported(target, None, push(target, options.hub_name, public=options.public))
 
 
 def _merged(expert: Expert, options: ExportOptions, folder: Path) -> None:

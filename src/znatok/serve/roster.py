@@ -71,7 +71,13 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def open_roster(
-    options: ModelOptions, folder: Path | None, system: str, engine: str = "auto", context: int = 4096
+    options: ModelOptions,
+    folder: Path | None,
+    system: str,
+    engine: str = "auto",
+    context: int = 4096,
+    *,
+    many: bool = True,
 ) -> Roster:
     """Load a base and the adapters for it.
 
@@ -81,6 +87,7 @@ def open_roster(
         system: system message of the bare base.
         engine: ``torch``, ``llamacpp``, or ``auto``: int8 in torch where that is fast, else llama.cpp where it fits.
         context: tokens of a dialogue and its answer together, at most.
+        many: whether many will ask at once; where not, ``auto`` is what it is for a chat: llama.cpp where it fits.
 
     Raises:
         UsageError: there is no such folder, nothing names the base, or llama.cpp is asked for and can't answer.
@@ -93,7 +100,8 @@ def open_roster(
     alone = [run.path for run in runs] == [folder]
     if not options.model_name:
         options = ModelOptions(model_name=_named_base(runs, folder), dtype=options.dtype)
-    options, engine = best_for_many(options, engine)
+    if many:
+        options, engine = best_for_many(options, engine)
     base = gguf_base(options.model_name, say) if engine != "torch" else None
     choice = choose(engine, options, base, None, cuda=_cuda()) if engine != "torch" else Choice()
     opening = _InLlama(choice.base, context) if choice.base is not None else _InTorch(options, context)

@@ -69,7 +69,8 @@ class Talk:
         with self._lock:
             if self._roster is None or self._opened != wanted:
                 self._close()
-                self._roster = open_roster(ModelOptions(model_name=base), run, LANGUAGE_NEUTRAL_SYSTEM, "auto", CONTEXT)
+                options = ModelOptions(model_name=base)
+                self._roster = open_roster(options, run, LANGUAGE_NEUTRAL_SYSTEM, context=CONTEXT, many=False)
                 self._dispatcher = Dispatcher(desk_for(self._roster), QUEUE)
                 self._opened = wanted
             return list(self._roster.models.values())
