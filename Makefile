@@ -28,6 +28,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python tools/messages.py --check
 	$(BIN)/python tools/generate_docs.py --check
 

@@ -564,6 +564,12 @@ def test_a_second_adapter_that_does_not_fit_harms_nobody(world, tmp_path, capsys
             assert engine.answers([request])[0].text == model.engine.answers([request])[0].text
 
 
+def test_a_run_called_like_its_base_gets_a_name_of_its_own(world, tmp_path):
+    write_run(tmp_path / "base", 1)
+    roster = open_roster(ModelOptions(model_name=str(world[0]), dtype="float32"), tmp_path, "", "torch")
+    assert list(roster.models) == ["base", "base-tuned"]
+
+
 def test_the_newest_run_names_the_base(world, tmp_path):
     roster = open_roster(ModelOptions(model_name="", dtype="float32"), world[1] / "printing", "", "torch")
     assert list(roster.models) == ["base", "printing"]

@@ -1,6 +1,7 @@
 """The HTTP application: a request becomes jobs for the dispatcher, what they tell becomes a reply."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -78,7 +79,8 @@ class Mailbox:
 
     def tell(self, index: int, event: Event) -> None:
         """Take an event of a job; from any thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+        with contextlib.suppress(RuntimeError):  # the loop was closed: the server has stopped, nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
     async def next(self) -> tuple[int, Event]:
         """Return the next event.

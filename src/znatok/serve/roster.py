@@ -154,9 +154,11 @@ class _Opening:
     ) -> Offered:
         """Describe one model."""
         adapter = run.path / "adapter_model.safetensors" if run is not None else None
+        base = Path(self.name).name.removesuffix(".gguf")
+        name = run.path.resolve().name if run is not None else base
         parts = (self.sha256, sha256(adapter) if adapter else "", engine.name, kind, __version__)
         return Offered(
-            name=run.path.resolve().name if run is not None else Path(self.name).name.removesuffix(".gguf"),
+            name=f"{name}-tuned" if run is not None and name == base else name,
             created=int(adapter.stat().st_mtime if adapter else time.time()),
             system=run.read_manifest().get("chat", {}).get("system", system) if run is not None else system,
             fingerprint="fp_" + hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16],
