@@ -8,10 +8,11 @@ from typing import Any
 
 from znatok import __version__, config
 from znatok.dataverbs import data_verb
-from znatok.errors import UsageError, _
+from znatok.errors import UsageError, _, speak
 from znatok.scripts import chat, chat_parser, open_session, run_command, seed_flag, train_config, train_parser
 from znatok.verbs import doctor_verb, json_flag, model_verb, show
 
+LANGUAGES = ("ru", "en")
 DEMO_MODEL = "qwen2.5-coder-1.5b-instruct"
 
 Verb = Callable[[list[str]], int]
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: list[str]) -> int:
     """Call the verb that the first word names."""
+    words = in_language(words)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())
         return 0
@@ -37,11 +39,29 @@ def dispatch(words: list[str]) -> int:
     return VERBS[words[0]][0](words[1:])
 
 
+def in_language(words: list[str]) -> list[str]:
+    """Take ``--lang`` off the front, and speak that language from now on."""
+    flag, _equals, value = words[0].partition("=") if words else ("", "", "")
+    if flag != "--lang":
+        return words
+    rest = words[1:]
+    if not value and rest:
+        value, *rest = rest
+    if value not in LANGUAGES:
+        raise UsageError("--lang {value}: expected one of {known}", value=value or '""', known=", ".join(LANGUAGES))
+    speak(value)
+    return rest
+
+
 def usage() -> str:
     """Return the list of verbs."""
     lines = [_("znatok makes a small open model an expert of your field, and measures whether it became one."), ""]
     lines += [f"  znatok {name:9} {_(text)}" for name, (_verb, text) in VERBS.items()]
-    return "\n".join([*lines, "", _("znatok VERB --help lists the flags of a verb.")])
+    closing = [
+        _("znatok VERB --help lists the flags of a verb."),
+        _("znatok --lang ru VERB speaks Russian, en English."),
+    ]
+    return "\n".join([*lines, "", *closing])
 
 
 # Verbs

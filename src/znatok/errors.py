@@ -32,6 +32,12 @@ def catalogue(language: str | None = None) -> gettext.NullTranslations:
     return gettext.translation("znatok", LOCALE_DIR, [wanted] if wanted else None, fallback=True)
 
 
+def speak(language: str) -> None:
+    """Say everything in this language from now on, in this process and those it starts."""
+    os.environ["ZNATOK_LANG"] = language
+    catalogue.cache_clear()
+
+
 def _(template: str, /, **fields: object) -> str:
     """Translate ``template`` to the user's language, then fill in ``fields``."""
     translated = catalogue().gettext(template)

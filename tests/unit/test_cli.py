@@ -16,6 +16,7 @@ from znatok.errors import (
     TrainingError,
     UsageError,
     ZnatokError,
+    catalogue,
 )
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "matplotlib", "huggingface_hub")
@@ -35,6 +36,35 @@ for call, words in calls:
     heavy = [name for name in {HEAVY} if name in sys.modules]
     assert not heavy, (words, heavy)
 """
+
+
+@pytest.fixture
+def _english(monkeypatch):
+    monkeypatch.setenv("ZNATOK_LANG", "en")
+    yield
+    monkeypatch.undo()
+    catalogue.cache_clear()
+
+
+@pytest.mark.usefixtures("_english")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lang", "ru", "--help"], "обучить адаптер"),
+        (["--lang=ru"], "обучить адаптер"),
+        (["--lang", "en", "--help"], "train an adapter"),
+    ],
+)
+def test_a_language_is_asked_for_before_the_verb(words, said, capsys):
+    assert cli.main(words) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_english")
+@pytest.mark.parametrize("words", [["--lang"], ["--lang", "de", "doctor"], ["--lang="]])
+def test_a_language_there_is_not_is_refused(words, capsys):
+    assert cli.main(words) == 2
+    assert "expected one of ru, en" in capsys.readouterr().err
 
 
 def test_help_of_every_verb_starts_without_the_heavy_libraries():
