@@ -13,7 +13,8 @@ from znatok.config import LoraOptions, ModelOptions, SampleOptions
 from znatok.files import write_json
 from znatok.model.adapters import inject, save_adapter
 from znatok.model.load import resolve
-from znatok.serve.app import Service, build_app
+from znatok.serve.app import build_app
+from znatok.serve.asking import Service
 from znatok.serve.desk import desk_for
 from znatok.serve.dispatch import Dispatcher
 from znatok.serve.guard import LOOPBACK

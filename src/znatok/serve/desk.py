@@ -8,13 +8,17 @@ computed with others, so it answers one request at a time.
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from znatok.config import SampleOptions
 from znatok.errors import ZnatokError
 from znatok.generate.engine import Request, Speech, Stop
 from znatok.generate.torch_engine import Together, TorchEngine
+from znatok.lexicon import language_of, of_language
+from znatok.retrieve import Knowledge, inform
 from znatok.serve.roster import Offered, Roster
+from znatok.tokens.chat import Message, Role
 
 MOST = 32  # requests computed at a time, of all models together
 
@@ -97,6 +101,35 @@ class Job:
         if self.speech.stop is not None:
             self.tell(Ended(self.speech.stop, self.prompt_tokens, self.speech.tokens))
         return self.speech.stop is not None
+
+
+def composed(
+    model: Offered,
+    before: Sequence[Message],
+    question: str,
+    sample: SampleOptions,
+    seed: int,
+    knowledge: Knowledge | None,
+) -> Composed:
+    """Return a question as a request, with the passages nearest to it before it where there is knowledge.
+
+    Args:
+        model: who is asked; as many passages are put there as it sees.
+        before: the messages before the question, the system message among them.
+        question: as it was typed.
+        sample: how the answer is drawn.
+        seed: the same.
+        knowledge: where to look things up, if anywhere.
+    """
+
+    def asking(text: str) -> Request:
+        return Request((*before, Message(Role.USER, text)), sample, seed)
+
+    if knowledge is None:
+        return asking(question), ()
+    form = of_language(language_of(question))["prompts"]["knowledge"]
+    found = inform(question, knowledge, form, fits=lambda text: model.engine.fits(asking(text)))
+    return asking(found.text), tuple(passage.source for passage in found.passages)
 
 
 class Desk(ABC):

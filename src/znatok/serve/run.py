@@ -33,7 +33,8 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
     try:
         import torch
 
-        from znatok.serve.app import Service, build_app
+        from znatok.serve.app import build_app
+        from znatok.serve.asking import Service
         from znatok.serve.desk import desk_for
         from znatok.serve.dispatch import Dispatcher
         from znatok.serve.roster import open_roster

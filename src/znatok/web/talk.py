@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions
-from znatok.generate.engine import Request
-from znatok.lexicon import language_of, lexicon_near, load_lexicon, of_language
-from znatok.retrieve import Knowledge, inform, read_knowledge
-from znatok.serve.desk import Begun, Composed, Ended, Event, Failed, Job, Piece, desk_for
+from znatok.lexicon import lexicon_near, load_lexicon
+from znatok.retrieve import Knowledge, read_knowledge
+from znatok.serve.desk import Begun, Composed, Ended, Event, Failed, Job, Piece, composed, desk_for
 from znatok.serve.dispatch import Dispatcher
 from znatok.serve.roster import Offered, Roster, open_roster
 from znatok.tokens.chat import Message, dialogue
@@ -119,15 +118,9 @@ class Talk:
         self._dispatcher = self._roster = self._opened = None
 
     def _compose(self, model: Offered, question: Question) -> Composed:
-        def asking(text: str) -> Request:
-            return Request(tuple(dialogue(text, model.system, question.history)), question.sample, question.seed)
-
-        if not question.knowledge:
-            return asking(question.text), ()
-        form = of_language(language_of(question.text))["prompts"]["knowledge"]
-        knowledge = self._known(question.knowledge)
-        found = inform(question.text, knowledge, form, fits=lambda text: model.engine.fits(asking(text)))
-        return asking(found.text), tuple(passage.source for passage in found.passages)
+        before = dialogue("", model.system, question.history)[:-1]
+        known = self._known(question.knowledge) if question.knowledge else None
+        return composed(model, before, question.text, question.sample, question.seed, known)
 
     def _known(self, path: str) -> Knowledge:
         if path not in self._knowledge:

@@ -1,0 +1,218 @@
+"""One request for answers: jobs for the dispatcher, and what they tell as a reply, whole or as a stream."""
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from znatok.config import SampleOptions
+from znatok.errors import UsageError, ZnatokError
+from znatok.retrieve import Knowledge
+from znatok.serve.desk import Begun, Ended, Event, Failed, Job, Piece, composed
+from znatok.serve.dispatch import Dispatcher
+from znatok.serve.meters import Meters
+from znatok.serve.protocol import ChatRequest, Reply, error_of
+from znatok.serve.roster import Offered, Roster
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the application needs.
+
+    Attributes:
+        roster: the models.
+        dispatcher: computes.
+        sample: how an answer is drawn where a request leaves it open.
+        timeout: seconds an answer may take, waiting included.
+        knowledge: passages that are put before questions, if any.
+    """
+
+    roster: Roster
+    dispatcher: Dispatcher
+    sample: SampleOptions
+    timeout: float
+    knowledge: Knowledge | None = None
+
+
+class Gone(Exception):  # nothing went wrong
+    """Whoever asked has left."""
+
+
+class Mailbox:
+    """What the jobs of one request tell, in the order they tell it."""
+
+    def __init__(self, http: Request) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._gone = asyncio.create_task(_until_gone(http))
+
+    def tell(self, index: int, event: Event) -> None:
+        """Take an event of a job; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: the server has stopped, nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+    async def next(self) -> tuple[int, Event]:
+        """Return the next event.
+
+        Raises:
+            Gone: the client has left.
+            ZnatokError: a job failed.
+        """
+        coming = asyncio.create_task(self._events.get())
+        try:
+            await asyncio.wait({coming, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                raise Gone
+            index, event = coming.result()
+        finally:
+            coming.cancel()
+        if isinstance(event, Failed):
+            raise event.error
+        return index, event
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._gone.cancel()
+
+
+async def _until_gone(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Asking:
+    """One request for answers, from its jobs to the reply."""
+
+    def __init__(self, service: Service, meters: Meters, model: Offered, body: ChatRequest, http: Request) -> None:
+        """Queue the jobs.
+
+        Raises:
+            UsageError: the messages make no dialogue.
+            Busy: the queue is full.
+            Stopping: the server is.
+        """
+        self.sources: tuple[str, ...] = ()
+        self._service, self._meters, self._model, self._body = service, meters, model, body
+        self._started = time.monotonic()
+        self._spoke = False
+        before, question = body.dialogue(model.system)
+        seed = body.seed % 2**63 if body.seed is not None else secrets.randbits(62)
+        sample = body.sample(service.sample)
+        self._box = Mailbox(http)
+        self.jobs = [
+            Job(
+                model=model,
+                compose=partial(composed, model, before, question, sample, (seed + index) % 2**63, service.knowledge),
+                stops=body.stops,
+                tell=partial(self._box.tell, index),
+                deadline=self._started + service.timeout,
+            )
+            for index in range(body.choices)
+        ]
+        self.reply = Reply(model.name, model.fingerprint)
+        try:
+            service.dispatcher.submit(self.jobs)
+        except BaseException:
+            self._box.close()
+            raise
+
+    async def events(self) -> AsyncIterator[tuple[int, Piece | Ended]]:
+        """Yield what is said until all answers have ended; gives them up when it is closed before."""
+        outcome, left = "cancelled", len(self.jobs)  # what it stays however the client's leaving is noticed
+        try:
+            while left:
+                index, event = await self._box.next()
+                if isinstance(event, Begun):
+                    self.sources = event.sources
+                elif isinstance(event, (Piece, Ended)):
+                    self._note(event)
+                    left -= isinstance(event, Ended)
+                    yield index, event
+            outcome = "answered"
+        except Gone:
+            pass
+        except ZnatokError as error:
+            outcome = "refused" if isinstance(error, UsageError) else "failed"
+            raise
+        finally:
+            for job in self.jobs:
+                self._service.dispatcher.cancel(job)
+            self._box.close()
+            self._meters.requests.labels(self._model.name, outcome).inc()
+
+    def _note(self, event: Piece | Ended) -> None:
+        name, seconds = self._model.name, time.monotonic() - self._started
+        if not self._spoke:
+            self._spoke = True
+            self._meters.first.labels(name).observe(seconds)
+        if isinstance(event, Ended):
+            self._meters.prompt_tokens.labels(name).inc(event.prompt_tokens)
+            self._meters.tokens.labels(name).inc(event.tokens)
+            self._meters.whole.labels(name).observe(seconds)
+
+    async def whole(self) -> Response:
+        """Return the reply in one piece."""
+        texts, ends = [""] * len(self.jobs), dict[int, Ended]()
+        async for index, event in self.events():
+            if isinstance(event, Piece):
+                texts[index] += event.text
+            else:
+                ends[index] = event
+        if len(ends) < len(self.jobs):
+            return Response(status_code=499)  # nobody reads it
+        ordered = [ends[index] for index in range(len(self.jobs))]
+        reply = self.reply.whole(
+            texts, [end.stop for end in ordered], ordered[0].prompt_tokens, sum(end.tokens for end in ordered)
+        )
+        return JSONResponse(self._cited(reply))
+
+    async def streamed(self) -> Response:
+        """Return the reply as server-sent events, once there is something to say: what fails before has a status."""
+        events = self.events()
+        first = await anext(events, None)
+        return StreamingResponse(
+            self._chunks(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+    async def _chunks(
+        self, first: tuple[int, Piece | Ended] | None, events: AsyncIterator[tuple[int, Piece | Ended]]
+    ) -> AsyncIterator[str]:
+        chunk = partial(self.reply.chunk, with_usage=self._body.wants_usage)
+        ends: list[Ended] = []
+        try:
+            for index in range(len(self.jobs)):
+                yield _sse(self._cited(chunk(index, {"role": "assistant", "content": ""}, None)))
+            if first is not None:
+                yield _sse(self._said(chunk, *first, ends))
+            async for index, event in events:
+                yield _sse(self._said(chunk, index, event, ends))
+            if self._body.wants_usage and ends:
+                yield _sse(self.reply.closing(ends[0].prompt_tokens, sum(end.tokens for end in ends)))
+            yield "data: [DONE]\n\n"
+        except ZnatokError as error:
+            yield _sse(error_of(error))
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    @staticmethod
+    def _said(chunk: Any, index: int, event: Piece | Ended, ends: list[Ended]) -> dict[str, Any]:
+        if isinstance(event, Piece):
+            return dict(chunk(index, {"content": event.text}, None))
+        ends.append(event)
+        return dict(chunk(index, {}, event.stop))
+
+    def _cited(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """Add the lines an answer may cite, where knowledge was put before the question."""
+        return reply | {"sources": list(self.sources)} if self._service.knowledge is not None else reply
+
+
+def _sse(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
