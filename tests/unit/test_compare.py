@@ -157,7 +157,7 @@ def test_the_facts_say_which_model_adapter_and_data_were_compared(compared):
     assert facts["base_sha256"] == expert.loaded.source.sha256
     assert facts["adapter_sha256"] == sha256(run.path / "adapter_model.safetensors")
     assert facts["data_sha256"] == sha256(Path(facts["data_path"]))
-    assert (facts["seed"], facts["heldout"], facts["sampling"]) == (42, what.heldout_name, dataclasses.asdict(SAMPLE))
+    assert (facts["seed"], facts["heldout"], facts["sampling"]) == (42, what.heldout_name, SAMPLE.described())
 
 
 def test_comparing_again_gives_the_same_answers(compared, copy):

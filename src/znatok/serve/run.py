@@ -47,6 +47,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
         dispatcher = Dispatcher(desk_for(roster), options.queue)
         service = Service(roster, dispatcher, sample, options.timeout, knowledge)
         app = build_app(service, allowed_hosts(options), key)
+        listener.listen()  # whoever reads the banner may ask at once
         for line in banner(options, roster, listener.getsockname()[1], key):
             say(line)
         server = uvicorn.Server(

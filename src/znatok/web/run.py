@@ -67,6 +67,7 @@ def web(options: WebOptions) -> None:
     listener = listen(address)
     try:
         app, studio = build_app(Path.cwd(), key, allowed_hosts(address))
+        listener.listen()  # whoever reads the address may open it at once
         say(_("open http://{host}:{port} in a browser", host=options.host, port=listener.getsockname()[1]))
         if key:
             say(_("user {user}, password: the API key", user=USER))
