@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -314,7 +315,7 @@ def test_whoever_joins_or_leaves_changes_nobody(world):
         ({"messages": [{"role": "assistant", "content": "x"}]}, None),
         ({"messages": [{"role": "user", "content": " "}]}, None),
         ({"messages": [*QUESTION, {"role": "system", "content": "x"}, *QUESTION]}, None),
-        ({"messages": [{"role": "user", "content": "слово " * 400}]}, None),
+        ({"messages": [{"role": "user", "content": "слово " * 400}]}, "messages"),
         ({"model": None}, "model"),
         ({"model": 5}, "model"),
     ],
@@ -384,6 +385,17 @@ def test_a_form_can_not_ask(url):
 
 def test_a_large_body_is_not_read(url):
     assert raw(url, body=b" " * (5 << 20))[0] == 413
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url, monkeypatch):
+    monkeypatch.setattr("znatok.serve.guard.SLOWEST", 0.3)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as slow:
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+        assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_key_opens_everything_but_health(world):

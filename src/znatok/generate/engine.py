@@ -20,6 +20,10 @@ from znatok.tokens.chat import ChatFormat, Message, looks_like_control
 DEFAULT_SAMPLE = SampleOptions()
 
 
+class TooLong(UsageError):
+    """A dialogue that takes more tokens than the model sees."""
+
+
 class Stop(StrEnum):
     """Why an answer ended."""
 
@@ -123,7 +127,7 @@ class TokenEngine(ABC):
         """Yield (request, token, why it ended or None) in the order tokens are drawn.
 
         Raises:
-            UsageError: a dialogue is longer than the model's context.
+            TooLong: a dialogue is longer than the model's context.
         """
 
     def prompt_tokens(self, request: Request) -> int:
@@ -153,7 +157,7 @@ class TokenEngine(ABC):
         """Answer every request.
 
         Raises:
-            UsageError: a dialogue is longer than the model's context.
+            TooLong: a dialogue is longer than the model's context.
         """
         said: list[list[int]] = [[] for _ in requests]
         finished: list[Answer | None] = [None] * len(requests)
@@ -173,7 +177,7 @@ class TokenEngine(ABC):
         """Return a request's prompt as ids, and how many tokens may follow it."""
         ids = self._chat.prompt_ids(request.messages)
         if len(ids) >= self._context:
-            raise UsageError(
+            raise TooLong(
                 "the dialogue takes {n} tokens and the model sees {limit}: shorten the question or /clear the dialogue",
                 n=len(ids),
                 limit=self._context,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from znatok.config import SampleOptions
 from znatok.errors import UsageError, ZnatokError
-from znatok.generate.engine import Stop
+from znatok.generate.engine import Stop, TooLong
 from znatok.tokens.chat import Message, Role, dialogue
 
 T = TypeVar("T")
@@ -214,5 +214,6 @@ def error_body(message: str, kind: str, code: str | None = None, param: str | No
 
 def error_of(error: ZnatokError) -> dict[str, Any]:
     """Return an error of ours as OpenAI's clients read it."""
-    wrong = isinstance(error, UsageError)
-    return error_body(str(error), "invalid_request_error" if wrong else "server_error")
+    if isinstance(error, TooLong):
+        return error_body(str(error), "invalid_request_error", "context_length_exceeded", "messages")
+    return error_body(str(error), "invalid_request_error" if isinstance(error, UsageError) else "server_error")
