@@ -16,7 +16,7 @@ from znatok.data.formats import refuse_irregular
 from znatok.data.schema import shown_path
 from znatok.errors import DataError
 from znatok.language import Word, normalise, words_of
-from znatok.lexicon import Lexicon
+from znatok.lexicon import Lexicon, lexicon_near, load_lexicon
 
 TEXT_KEYS = ("claim_ru", "claim", "text", "response")  # the first one a record has is its passage
 LEFT_OUT = "superseded"  # the role of a fact that another one replaces
@@ -104,6 +104,12 @@ def terms(text: str, lexicon: Lexicon | None = None) -> list[str]:
 
 def _form(word: Word) -> str:
     return min(word.forms - {"=" + word.text.lower()}, key=lambda form: (len(form), form))
+
+
+def open_knowledge(path: Path) -> Knowledge:
+    """Read a file of passages with the words of the lexicon beside it, if there is one; DataError as for the file."""
+    words = lexicon_near(path)
+    return read_knowledge(path, load_lexicon(words) if words else None)
 
 
 def read_knowledge(path: Path, lexicon: Lexicon | None = None) -> Knowledge:

@@ -167,10 +167,7 @@ def open_session(args: Any, argv: Sequence[str]) -> Any:
     system = expert.system if args.system is None else args.system
     knowledge = None
     if args.knowledge:
-        from znatok.lexicon import lexicon_near, load_lexicon
-        from znatok.retrieve import read_knowledge
+        from znatok.retrieve import open_knowledge
 
-        path = Path(args.knowledge)
-        words = lexicon_near(path)
-        knowledge = read_knowledge(path, load_lexicon(words) if words else None)
+        knowledge = open_knowledge(Path(args.knowledge))
     return ChatSession(expert, sample, args.test_seed, system, voice, knowledge=knowledge)

@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Sequence
 
-from znatok.errors import SystemFault, ZnatokError
+from znatok.errors import SystemFault, UsageError, ZnatokError
 from znatok.serve.desk import Desk, Failed, Job
 
 
@@ -133,8 +133,11 @@ class Dispatcher:
                 self._desk.step()
             self._note_ended(concerned)
             self.broken = ""
+        except UsageError as error:  # of this one request
+            self._fail(concerned, error)
         except ZnatokError as error:
             self._fail(concerned, error)
+            self.broken = type(error).__name__
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the server
             traceback.print_exc()
             self._fail(concerned, SystemFault("the server failed: {why}", why=type(error).__name__))

@@ -123,6 +123,11 @@ def _named_base(runs: Sequence[Run], folder: Path | None) -> str:
     return str(newest[1])
 
 
+def _chat_of(run: Run | None) -> dict[str, Any]:
+    """Return what a run's manifest says of the chat it was trained for."""
+    return dict(run.read_manifest().get("chat", {})) if run is not None else {}
+
+
 class _Opening:
     """A base that was found, and the adapters that fit it."""
 
@@ -160,7 +165,7 @@ class _Opening:
         return Offered(
             name=f"{name}-tuned" if run is not None and name == base else name,
             created=int(adapter.stat().st_mtime if adapter else time.time()),
-            system=run.read_manifest().get("chat", {}).get("system", system) if run is not None else system,
+            system=_chat_of(run).get("system", system),
             fingerprint="fp_" + hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16],
             engine=engine,
             speaking=speaking,
@@ -219,7 +224,7 @@ class _InTorch(_Opening):
     def _format(self, run: Run | None) -> ChatFormat:
         from znatok.tokens.chat import choose_format
 
-        asked = run.read_manifest().get("chat", {}).get("format", "auto") if run is not None else "auto"
+        asked = _chat_of(run).get("format", "auto")
         if asked not in self._formats:
             embedding = self._loaded.model.get_input_embeddings().weight
             self._formats[asked] = choose_format(self._loaded.tokenizer, embedding, asked)
@@ -251,7 +256,7 @@ class _InLlama(_Opening):
         return Roster({one.name: one for one in models}, LlamaCppEngine.name, self._base.kind, server.close)
 
     def _offer(self, server: LlamaServer, run: Run | None, system: str) -> Offered:
-        asked = run.read_manifest().get("chat", {}).get("format", "auto") if run is not None else "auto"
+        asked = _chat_of(run).get("format", "auto")
         chat = file_format(self._base, asked)
         tokens = self._base.header.metadata["tokenizer.ggml.tokens"]
         banned = sorted(set(range(len(tokens))) - sayable(chat))

@@ -10,9 +10,8 @@ from typing import Any
 
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions, ServeOptions
 from znatok.errors import SystemFault, UsageError, _
-from znatok.lexicon import lexicon_near, load_lexicon
 from znatok.logs import say
-from znatok.retrieve import Knowledge, read_knowledge
+from znatok.retrieve import open_knowledge
 
 KEY_VARIABLE = "ZNATOK_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -41,7 +40,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
 
         if options.threads:
             torch.set_num_threads(options.threads)
-        knowledge = _read_knowledge(options.knowledge)
+        knowledge = open_knowledge(Path(options.knowledge)) if options.knowledge else None
         runs = Path(options.runs) if options.runs else None
         roster = open_roster(model, runs, LANGUAGE_NEUTRAL_SYSTEM, engine, options.context)
         dispatcher = Dispatcher(desk_for(roster), options.queue)
@@ -150,13 +149,6 @@ def quiet_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _read_knowledge(path: str | None) -> Knowledge | None:
-    if path is None:
-        return None
-    words = lexicon_near(Path(path))
-    return read_knowledge(Path(path), load_lexicon(words) if words else None)
 
 
 def _uvicorn() -> Any:

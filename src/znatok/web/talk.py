@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions
-from znatok.lexicon import lexicon_near, load_lexicon
-from znatok.retrieve import Knowledge, read_knowledge
+from znatok.retrieve import Knowledge, open_knowledge
 from znatok.serve.desk import Begun, Composed, Ended, Event, Failed, Job, Piece, composed, desk_for
 from znatok.serve.dispatch import Dispatcher
 from znatok.serve.roster import Offered, Roster, open_roster
@@ -124,6 +123,5 @@ class Talk:
 
     def _known(self, path: str) -> Knowledge:
         if path not in self._knowledge:
-            words = lexicon_near(Path(path))
-            self._knowledge[path] = read_knowledge(Path(path), load_lexicon(words) if words else None)
+            self._knowledge[path] = open_knowledge(Path(path))
         return self._knowledge[path]
