@@ -15,12 +15,11 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from znatok import cli, config
-from znatok.errors import catalogue
+from znatok import cli, config, scripts
+from znatok.errors import catalogue, speak
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = Path("docs/tree.toml")
@@ -162,40 +161,38 @@ def _figure(value: float) -> str:
 # Commands
 
 
-def commands() -> list[list[str]]:
-    """Return every command that has a ``--help``, as words after the interpreter."""
-    parts = {"data": ("check", "show"), "model": ("list", "get", "verify")}
-    found = [["znatok"]]
-    for verb in cli.VERBS:
-        found += [["znatok", verb], *(["znatok", verb, part] for part in parts.get(verb, ()))]
-    return [*found, ["train_model.py"], ["chatting.py"]]
+def helps() -> Iterator[tuple[str, str]]:
+    """Yield every command and what its ``--help`` prints."""
+    yield "znatok", cli.usage()
+    for name, verb in cli.VERBS.items():
+        yield from _helps_of(f"znatok {name}", verb.parser())
+    yield "python train_model.py", scripts.train_parser("train_model.py").format_help()
+    yield "python chatting.py", scripts.chat_parser("chatting.py").format_help()
+
+
+def _helps_of(command: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    yield command, parser.format_help()
+    for action in parser._actions:
+        parts = action.choices if isinstance(action.choices, dict) else {}
+        for name, part in parts.items():
+            yield from _helps_of(f"{command} {name}", part)
 
 
 def commands_page() -> str:
-    """Return ``docs/commands.md``."""
-    every = commands()
-    with ThreadPoolExecutor() as pool:
-        helps = list(pool.map(help_text, every))
+    """Return ``docs/commands.md``, in English and as wide as the page whoever calls."""
+    before = dict(os.environ)
+    os.environ |= {"COLUMNS": str(COLUMNS), "NO_COLOR": "1"}
+    speak("en")
+    try:
+        every = list(helps())
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        catalogue.cache_clear()
     lines = ["# Commands", "", "What `--help` prints. Options with their limits: [options.md](options.md).", ""]
-    for words, text in zip(every, helps, strict=True):
-        shown = " ".join(words) if words[0] == "znatok" else f"python {words[0]}"
-        lines += [f"## `{shown}`", "", "```text", text.rstrip(), "```", ""]
+    for command, text in every:
+        lines += [f"## `{command}`", "", "```text", text.rstrip(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def help_text(words: list[str]) -> str:
-    """Run a command with ``--help``."""
-    script = ["-m", "znatok", *words[1:]] if words[0] == "znatok" else [str(ROOT / words[0])]
-    settings = {"COLUMNS": str(COLUMNS), "ZNATOK_LANG": "en", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        [sys.executable, *script, "--help"],
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-        cwd=ROOT,
-        env=os.environ | settings,
-    )
-    return done.stdout
 
 
 # The tree

@@ -2,7 +2,7 @@
 
 A message is an English template, and the template is its own key. The source is read, never imported: templates are
 the first argument of ``_`` and of every error class, the help of ``option``, the first docstring line of every option
-group, the texts in ``cli.VERBS``, the purposes in the model catalogue, and the words of argparse that a user can meet.
+group, that of every ``Verb``, the purposes in the model catalogue, and the words of argparse that a user can meet.
 A function that passes its parameter on as a template is followed to its callers. A template that can't be read is an
 error: put it where this file finds it.
 
@@ -29,7 +29,8 @@ SOURCE = ROOT / "src" / "znatok"
 PO = SOURCE / "locale" / "ru" / "LC_MESSAGES" / "znatok.po"
 
 READ_BY_OTHER_RULES = {
-    ("cli.py", "text"),
+    ("cli.py", "verb.text"),
+    ("verbs/completion.py", "verb.text"),
     ("config.py", "spec.metadata['help']"),
     ("web/forms.py", "spec.metadata['help']"),
     ("config.py", "title"),
@@ -198,12 +199,11 @@ def _take_declared(trees: dict[Path, ast.Module], found: Extraction) -> None:
     for node in nodes:
         if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Options" for b in node.bases):
             found.templates[(ast.get_docstring(node) or "").splitlines()[0].rstrip(".")] = "Options"
-    tables = [n.value for n in nodes if isinstance(n, ast.AnnAssign) and getattr(n.target, "id", "") == "VERBS"]
-    entries = [entry for table in tables if isinstance(table, ast.Dict) for entry in table.values]
-    texts = [_text(entry.elts[-1]) for entry in entries if isinstance(entry, ast.Tuple)]
+    verbs = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Verb"]
+    texts = [_text(verb.args[0]) if verb.args else None for verb in verbs]
     if not texts or None in texts:
-        found.problems.append("cli.VERBS: expected a table of (function, text)")
-    found.templates |= {text: "VERBS" for text in texts if text}
+        found.problems.append("Verb(…): expected what the verb is for, as a text")
+    found.templates |= {text: "Verb" for text in texts if text}
 
 
 # The catalogue

@@ -87,7 +87,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         from znatok.train.run import train
 
         result = train(settings)
-        if result.run is not None:
+        if result.run is not None and result.first:
             from znatok.logs import say
 
             say(_("done: {path}; talk to it with: python chatting.py --model_dir {path}", path=result.run.path))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from znatok.config import SampleOptions
 from znatok.cost import CostRequest
@@ -73,6 +74,24 @@ class ChatSession:
         finally:
             if said:
                 self.history += [Message(Role.USER, question), Message(Role.ASSISTANT, said.strip())]
+
+    def last_to_json(self) -> dict[str, Any]:
+        """Return the last exchange: what was asked and answered, by whom, and the answer in figures.
+
+        What was computed instead of generated has no tokens and no reason to stop.
+        """
+        question, said = self.history[-2:] if self.history else (None, None)
+        spoken = self.answer
+        return {
+            "question": question.text if question else "",
+            "answer": said.text if said else "",
+            "voice": str(self.voice),
+            "seed": self.seed,
+            "tokens": spoken.tokens if spoken else 0,
+            "stop": str(spoken.stop) if spoken else None,
+            "seconds": round(spoken.seconds, 3) if spoken else 0.0,
+            "sources": self.sources,
+        }
 
     def both(self, question: str) -> dict[Voice, str]:
         """Return the answers of all voices to one question, same seed; the dialogue stays as it is."""

@@ -12,9 +12,9 @@ from znatok.cli import main
 from znatok.data.clean import leaks, suspicious
 from znatok.data.load import read_pairs
 from znatok.data.schema import Pair
-from znatok.dataverbs import questions_of
 from znatok.eval.dev import admits
 from znatok.lexicon import load_lexicon
+from znatok.verbs.data import questions_of
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "data" / "sources"

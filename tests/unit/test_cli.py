@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import pytest
 
 import helpers
 import tiny
-from znatok import __version__, cli, dataverbs, scripts
+from znatok import __version__, cli, logs, scripts
 from znatok.errors import (
     DataError,
     GateError,
@@ -18,8 +19,11 @@ from znatok.errors import (
     ZnatokError,
     catalogue,
 )
+from znatok.verbs import data, talk
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "matplotlib", "huggingface_hub")
+
+BASH = shutil.which("bash")
 
 LIGHT = f"""
 import sys
@@ -236,16 +240,118 @@ def test_one_example_is_shown_with_its_trained_tokens(tiny_dir, pairs_file, caps
     assert "--row 11" in capsys.readouterr().err
 
 
+# A result as one JSON document
+
+
+def test_every_verb_that_ends_with_a_result_has_json():
+    lasting = {"chat", "serve", "web", "completion"}  # they talk, or write a script
+    parsers = {name: verb.parser() for name, verb in cli.VERBS.items() if name not in lasting}
+    leaves = {name: parser for name, parser in parsers.items() if name not in {"data", "model"}}
+    for name in ("data", "model"):
+        (parts,) = (action.choices for action in parsers[name]._actions if isinstance(action.choices, dict))
+        leaves |= {f"{name} {part}": parser for part, parser in parts.items()}
+    assert len(leaves) == 20
+    assert [name for name, parser in leaves.items() if "--json" not in parser._option_string_actions] == []
+
+
+def test_training_ends_with_one_json_document_that_the_next_verbs_can_be_fed_with(
+    tiny_dir, pairs_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model_name", str(tiny_dir), "--threads", "1", "--dtype", "float32"]
+    words = [*model, "--data_path", str(pairs_file), "--recipe", "seed", "--json"]
+    assert document(["train", *words, "--dry_run"], capsys)["run"] is None
+    made = document(["train", *words, "--output_dir", "expert", "--num_train_epochs", "1"], capsys)
+    assert (made["run"], made["plan"]["steps"], made["result"]["steps"]) == ("expert", 3, 3)
+    monkeypatch.setattr("sys.stdin", None)
+    question = ["ask", "Что такое PLA?", "--model_dir", made["run"], "--max_new_tokens", "5", "--engine", "torch"]
+    said = document([*question, "--json"], capsys)
+    assert (said["question"], said["voice"], said["seed"], said["sources"]) == ("Что такое PLA?", "tuned", 42, "")
+    assert 1 <= said["tokens"] <= 5
+    assert said["stop"] in {"end", "length"}
+    assert cli.main(question) == 0
+    assert capsys.readouterr().out.strip() == logs.printable(said["answer"])
+    cost = document(["ask", "Сколько стоит печать?", "--model_dir", "expert", "--engine", "torch", "--json"], capsys)
+    assert (cost["tokens"], cost["stop"]) == (0, None)  # computed, not generated
+
+
+def test_parts_of_a_file_are_one_json_document(pairs_file, tmp_path, tiny_dir, capsys):
+    parts = [str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")]
+    made = document(["data", "split", str(pairs_file), "--share", "0.2", "--out", *parts, "--json"], capsys)
+    assert list(made["pairs"]) == parts
+    assert sum(made["pairs"].values()) == 10
+    kept = document(["data", "dedupe", str(pairs_file), "--out", parts[0], "--json"], capsys)
+    assert kept["pairs"][parts[0]] + len(kept["left_out"]) == 10
+    shown = document(["data", "show", str(pairs_file), "--model_name", str(tiny_dir), "--json"], capsys)
+    assert shown["format"] == "chatml"
+    assert len(shown["ids"]) == len(shown["trained"])
+    assert 0 < sum(shown["trained"]) < len(shown["ids"])
+
+
+# Completion
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory):
+    """Return what bash offers after some words, in a folder with a run and a data file."""
+    folder = tmp_path_factory.mktemp("completion")
+    (folder / "runs").mkdir()
+    (folder / "pairs.jsonl").write_text("")
+    script = helpers.script("znatok", "completion", "bash", cwd=folder).stdout
+    (folder / "znatok.bash").write_text(script)
+
+    def offered(*words):
+        ask = 'source znatok.bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_znatok; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(
+            [BASH, "-c", ask, "bash", "znatok", *words], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    return offered
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["tr"], {"train"}),
+        (["data", "sp"], {"split"}),
+        (["train", "--lora_"], {"--lora_r", "--lora_alpha", "--lora_dropout"}),
+        (["export", "--to", ""], {"merged", "gguf", "lora-gguf", "ollama", "card", "hub"}),
+        (["train", "--model_name", "qwen2.5-coder-0"], {"qwen2.5-coder-0.5b-instruct"}),
+        (["train", "--data_path", "p"], {"pairs.jsonl"}),
+        (["data", "check", "p"], {"pairs.jsonl"}),
+        (["compare", "r"], {"runs"}),
+        (["chat", "--model_dir", ""], {"runs"}),  # a directory, so not the file
+    ],
+)
+def test_bash_offers_what_may_stand_there(completed, words, wanted):
+    assert set(completed(*words)) == wanted
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_can_read_their_script(shell, tmp_path):
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"no {shell} on this machine")
+    script = tmp_path / "znatok"
+    script.write_text(helpers.script("znatok", "completion", shell, cwd=tmp_path).stdout)
+    assert "lora-gguf" in script.read_text()
+    subprocess.run([program, "-n", script], check=True)
+
+
 # The newest run
 
 
 def test_chat_and_ask_take_the_newest_run_unless_told_otherwise(tmp_path, monkeypatch):
+    def speaker(*words):
+        return talk.with_latest(talk.ask_flags().parse_args(words), list(words)).model_dir
+
     monkeypatch.chdir(tmp_path)
-    assert cli.with_latest(["Вопрос?"]) == ["Вопрос?"]
+    assert speaker("Вопрос?") is None
     (tmp_path / "runs" / "latest").mkdir(parents=True)
-    assert cli.with_latest(["Вопрос?"]) == ["Вопрос?", "--model_dir", "runs/latest"]
-    for stated in (["--model_dir", "x"], ["--model-dir=x"], ["--model_name", "x"], ["--help"], ["-h"]):
-        assert cli.with_latest(stated) == stated
+    assert speaker("Вопрос?") == "runs/latest"
+    assert [speaker(*stated) for stated in (["--model_dir", "x"], ["--model-dir=x"])] == ["x", "x"]
+    assert [speaker(*stated) for stated in (["--model_name", "x"], ["--model-name=x"])] == [None, None]
 
 
 # Going on with a run
@@ -276,4 +382,4 @@ def test_resuming_where_no_run_was_started_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("flag", ["--data_path", "--val_share", "--skip_bad"])
 def test_data_show_refuses_flags_it_would_not_obey(flag):
     with pytest.raises(UsageError, match="unrecognized"):
-        dataverbs.data_verb(["show", flag, "0.1"])
+        data.data_flags().parse_args(["show", flag, "0.1"])

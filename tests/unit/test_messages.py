@@ -141,7 +141,7 @@ def test_a_changed_template_keeps_its_translation_as_fuzzy(messages):
 def test_a_template_that_cannot_be_read_is_reported(messages, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "catalogue.toml").write_text("model = []")
-    (tmp_path / "cli.py").write_text('VERBS: dict = {"a": (f, "verb")}\n')
+    (tmp_path / "cli.py").write_text('VERBS = {"a": Verb("verb", f, g)}\n')
     (tmp_path / "a.py").write_text(
         'class Odd(ModelError): pass\nclass ModelError(ZnatokError): pass\nOdd("one"); _("two" if x else "three")\n'
         'def fail(text, at): raise ModelError(text, at=at)\nfail("four", 1)\n_(f"{x}")\n_("a" + y)\n'

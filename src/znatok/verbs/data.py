@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,34 @@ from znatok import config
 from znatok.data.schema import Pair
 from znatok.errors import DataError, UsageError, _
 from znatok.files import read_jsonl, write_jsonl
-from znatok.verbs import json_flag, show
+from znatok.verbs.verb import json_flag, show
 
 FILE = Path("data.jsonl")
 
 
-def data_verb(words: list[str]) -> int:
-    """Do one of the verbs; heavy imports happen inside it."""
+def data_flags() -> config.Parser:
+    """Return the flags of ``data`` and of its verbs."""
     parser = config.Parser(prog="znatok data", description=_("Look at a data file, and prepare one."))
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=config.Parser)
-    does: dict[str, Callable[[Any], int]] = {}
-    for name, text, add, do in (
-        ("check", _("every problem with its line, duplicates, lengths"), _add_check, check_data),
-        ("show", _("one pair as the model sees it, trained tokens coloured"), _add_show, show_sample),
-        ("split", _("into two files that share no fact and no wording"), _add_split, split_data),
-        ("dedupe", _("leave out questions that repeat an earlier one"), _add_dedupe, dedupe_data),
-        ("leaks", _("what of a test stands in the data: words and facts"), _add_leaks, find_leaks),
-        ("expand", _("build a training set from facts and wordings"), _add_expand, expand_data),
-    ):
-        add(verbs.add_parser(name, help=text))
-        does[name] = do
-    args = parser.parse_args(words)
+    _add_check(verbs.add_parser("check", help=_("every problem with its line, duplicates, lengths")))
+    _add_show(verbs.add_parser("show", help=_("one pair as the model sees it, trained tokens coloured")))
+    _add_split(verbs.add_parser("split", help=_("into two files that share no fact and no wording")))
+    _add_dedupe(verbs.add_parser("dedupe", help=_("leave out questions that repeat an earlier one")))
+    _add_leaks(verbs.add_parser("leaks", help=_("what of a test stands in the data: words and facts")))
+    _add_expand(verbs.add_parser("expand", help=_("build a training set from facts and wordings")))
+    return parser
+
+
+def data(args: Namespace, _words: list[str]) -> int:
+    """Do one of the verbs; heavy imports happen inside it."""
+    does: dict[str, Callable[[Namespace], int]] = {
+        "check": check_data,
+        "show": show_sample,
+        "split": split_data,
+        "dedupe": dedupe_data,
+        "leaks": find_leaks,
+        "expand": expand_data,
+    }
     return does[args.verb](args)
 
 
@@ -43,7 +51,7 @@ def _add_check(parser: Any) -> None:
     json_flag(parser)
 
 
-def check_data(args: Any) -> int:
+def check_data(args: Namespace) -> int:
     """Report on a file; the exit code is that of bad data when a record is bad."""
     from znatok.data.check import check_file
 
@@ -60,9 +68,10 @@ def _add_show(parser: Any) -> None:
     parser.add_argument("--row", type=int, default=1, metavar="N", help=_("which pair, counted from 1"))
     config.add_options(parser, config.ModelOptions)
     config.add_options(parser, config.DataOptions, only=("max_length", "overlong", "system"))
+    json_flag(parser)
 
 
-def show_sample(args: Any) -> int:
+def show_sample(args: Namespace) -> int:
     """Print one example's tokens; trained ones are green and underlined, control tokens dim."""
     from rich.console import Console
     from rich.text import Text
@@ -81,6 +90,10 @@ def show_sample(args: Any) -> int:
     chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
     rule = EncodeRule(args.system, args.max_length, args.overlong)
     (example,) = encode_pairs([pairs[args.row - 1]], chat, rule).examples
+    if args.json:
+        trained = [position >= example.answer_start for position in range(len(example.ids))]
+        show({"format": chat.name, "ids": list(example.ids), "trained": trained}, [], as_json=True)
+        return 0
     text = Text()
     for span, style in spans(chat, example):
         text.append(printable(span), style=style)
@@ -104,9 +117,10 @@ def _add_split(parser: Any) -> None:
     parser.add_argument("--share", type=float, default=0.1, metavar="X", help=_("of pairs for the second file"))
     parser.add_argument("--seed", type=int, default=42, help=_("chooses between splits of the same quality"))
     parser.add_argument("--out", type=Path, nargs=2, required=True, metavar=("TRAIN", "TEST"), help=_("files to write"))
+    json_flag(parser)
 
 
-def split_data(args: Any) -> int:
+def split_data(args: Namespace) -> int:
     """Write two files of records as they stand."""
     from znatok.data.load import read_pairs
     from znatok.data.split import split
@@ -117,18 +131,23 @@ def split_data(args: Any) -> int:
     parts = split(read_pairs(args.file).pairs, args.share, args.seed)
     for note in parts.notes:
         say(note)
+    counts = {}
     for path, pairs in zip(args.out, (parts.train, parts.validation), strict=True):
         _write_lines(args.file, path, {pair.line for pair in pairs})
+        counts[str(path)] = len(pairs)
         say(_("{path}: pairs {count}", path=path, count=len(pairs)))
+    if args.json:
+        show({"pairs": counts, "notes": parts.notes}, [], as_json=True)
     return 0
 
 
 def _add_dedupe(parser: Any) -> None:
     parser.add_argument("file", type=Path, nargs="?", default=FILE)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=_("file to write"))
+    json_flag(parser)
 
 
-def dedupe_data(args: Any) -> int:
+def dedupe_data(args: Namespace) -> int:
     """Write the file without the records whose question repeats an earlier one; each is named."""
     from znatok.data.clean import duplicates
     from znatok.data.load import read_pairs
@@ -148,6 +167,9 @@ def dedupe_data(args: Any) -> int:
     kept = {pair.line for pair in pairs} - set(repeated)
     _write_lines(args.file, args.out, kept)
     say(_("{path}: pairs {count}", path=args.out, count=len(kept)))
+    if args.json:
+        left_out = [dataclasses.asdict(found) for found in repeated.values()]
+        show({"pairs": {str(args.out): len(kept)}, "left_out": left_out}, [], as_json=True)
     return 0
 
 
@@ -168,7 +190,7 @@ def _add_leaks(parser: Any) -> None:
     json_flag(parser)
 
 
-def find_leaks(args: Any) -> int:
+def find_leaks(args: Namespace) -> int:
     """Report what of the tests stands in the data; the exit code is that of bad data when something does."""
     from znatok.data.clean import leaks
     from znatok.data.load import read_pairs
@@ -238,7 +260,7 @@ def _add_expand(parser: Any) -> None:
     json_flag(parser)
 
 
-def expand_data(args: Any) -> int:
+def expand_data(args: Namespace) -> int:
     """Write a training set, and the wordings kept for choosing between recipes."""
     from znatok.data.expand import Mixture, Strangers, expand, read_exposures, read_facts, read_strangers
     from znatok.lexicon import phrases_of

@@ -1,26 +1,16 @@
-"""The verbs that only look: at models, at the machine."""
+"""The verbs that only look: at models, at the machine: model, doctor."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from argparse import Namespace
 from typing import Any
 
 from znatok import config
 from znatok.errors import _
+from znatok.verbs.verb import json_flag, show
 
 
-def show(value: Any, lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a result for people, or as one JSON document."""
-    print(json.dumps(value, ensure_ascii=False, indent=1) if as_json else "\n".join(lines))
-
-
-def json_flag(parser: Any) -> None:
-    """Add ``--json`` to a verb that reads."""
-    parser.add_argument("--json", action="store_true", help=_("print one JSON document"))
-
-
-def model_verb(words: list[str]) -> int:
-    """List, get or verify catalogue models."""
+def model_flags() -> config.Parser:
+    """Return the flags of ``model`` and of its verbs."""
     parser = config.Parser(prog="znatok model", description=_("Models that come with a verified hash."))
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=config.Parser)
     json_flag(verbs.add_parser("list", help=_("what the catalogue holds and what is here")))
@@ -28,10 +18,15 @@ def model_verb(words: list[str]) -> int:
     get.add_argument("name")
     get.add_argument("--road", choices=("packages", "hub"), help=_("which source to try first"))
     get.add_argument("--force", action="store_true", help=_("download again"))
+    json_flag(get)
     verify = verbs.add_parser("verify", help=_("hash what is here and compare"))
     verify.add_argument("name")
     json_flag(verify)
-    args = parser.parse_args(words)
+    return parser
+
+
+def model(args: Namespace, _words: list[str]) -> int:
+    """List, get or verify catalogue models."""
     from znatok.logs import say
     from znatok.model import catalogue
 
@@ -39,7 +34,8 @@ def model_verb(words: list[str]) -> int:
         rows = catalogue.listing()
         show(rows, [catalogue_line(row) for row in rows], as_json=args.json)
     elif args.verb == "get":
-        print(catalogue.get(args.name, prefer=args.road, force=args.force, say=say))
+        path = str(catalogue.get(args.name, prefer=args.road, force=args.force, say=say))
+        show({"name": args.name, "path": path}, [path], as_json=args.json)
     else:
         result = catalogue.verify(args.name)
         show(dataclasses.asdict(result), [f"{args.name}: {result.state}"], as_json=args.json)
@@ -52,11 +48,15 @@ def catalogue_line(row: dict[str, Any]) -> str:
     return f"{row['name']:30} {row['bytes'] / 1e9:5.2f} GB  {here:10} {row['licence']}"
 
 
-def doctor_verb(words: list[str]) -> int:
-    """Say what this machine can do."""
+def doctor_flags() -> config.Parser:
+    """Return the flags of ``doctor``."""
     parser = config.Parser(prog="znatok doctor", description=_("Say what this machine can do, and why."))
     json_flag(parser)
-    args = parser.parse_args(words)
+    return parser
+
+
+def doctor(args: Namespace, _words: list[str]) -> int:
+    """Say what this machine can do."""
     from znatok.model.machine import examine
 
     found = examine()
