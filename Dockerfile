@@ -26,7 +26,7 @@ FROM base AS cpu
 # what '.' needs is pinned by pyproject.toml
 # hadolint ignore=DL3013
 RUN pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
-    && pip install '.[llamacpp,search,web]'
+    && pip install '.[llamacpp,quant,search,web]'
 USER 10001
 WORKDIR /work
 EXPOSE 8000 7860

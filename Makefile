@@ -16,7 +16,7 @@ setup: .venv/.done
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,search,judge,web]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,quant,search,judge,web]'
 	touch $@
 
 demo: setup
@@ -36,7 +36,7 @@ test: check
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
 bench: setup
-	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,search,judge,web,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,quant,search,judge,web,bench]'
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/decode.py

@@ -23,6 +23,7 @@ from znatok.expert import Voice, open_expert
 from znatok.export import export as module
 from znatok.export import merged_gguf, ollama, parity
 from znatok.export.export import export
+from znatok.export.formats import as_stored
 from znatok.export.merge import merged_tensors
 from znatok.export.ollama import modelfile, rendered
 from znatok.model.gguf import load_gguf
@@ -209,7 +210,7 @@ def test_an_adapter_alone_needs_a_base_in_a_file(trained, tmp_path):
 
 def test_float16_refuses_what_it_cannot_hold():
     with pytest.raises(UsageError, match="too large for float16"):
-        merged_gguf.as_stored(torch.tensor([[1e6] * 32]), gguf.GGMLQuantizationType.F16, "blk.0.ffn_up.weight")
+        as_stored(torch.tensor([[1e6] * 32]), gguf.GGMLQuantizationType.F16, "blk.0.ffn_up.weight")
 
 
 # Ollama

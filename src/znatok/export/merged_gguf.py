@@ -10,25 +10,18 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf.quants import quantize
 from torch import Tensor
 
 from znatok import files
 from znatok.errors import UsageError
 from znatok.expert import Expert
+from znatok.export.formats import FORMATS, Place, as_stored, byte_count, refuse_missing, stored_kind
 from znatok.export.merge import merged_tensors
 from znatok.export.metadata import Field, metadata_of_directory, metadata_of_file
 from znatok.model import gguf_config
 from znatok.model.gguf import permute
 from znatok.model.gguf_names import tensor_names
 
-Kind = gguf.GGMLQuantizationType
-KINDS = {
-    "f16": (Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "bf16": (Kind.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-    "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-}
-"""What matrices become, and what the file calls itself; vectors stay float32."""
 ARCHITECTURES = {kind.__name__: name for name, kind in gguf_config.MODELS.items()}
 
 
@@ -38,25 +31,27 @@ def write_gguf(expert: Expert, path: Path, quant: str) -> None:
     Args:
         expert: in float32, with its adapter.
         path: the file.
-        quant: a key of :data:`KINDS`.
+        quant: a key of :data:`FORMATS`.
 
     Raises:
         UsageError: the base is of an architecture or has a tokenizer this can't write.
+        SystemFault: the format needs a library that is not installed.
     """
-    kind, file_type = KINDS[quant]
+    refuse_missing(quant)
     architecture = architecture_of(expert)
     with files.replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
-        for field in metadata(expert, architecture, file_type):
+        for field in metadata(expert, architecture, FORMATS[quant][1]):
             writer.add_key_value(field.key, field.value, field.kind, field.of)
-        for name, shape, own in layout(expert, architecture, kind):
-            size = byte_count(shape, own)
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, own)
+        kinds = {}
+        for name, shape, kind in layout(expert, architecture, quant):
+            kinds[name] = kind
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), byte_count(shape, kind), kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, values in arranged(expert, architecture):
-            writer.write_tensor_data(as_stored(values, stored_kind(values.shape, kind), name))
+            writer.write_tensor_data(as_stored(values, kinds[name], name))
         writer.close()
 
 
@@ -88,14 +83,17 @@ def metadata(expert: Expert, architecture: str, file_type: gguf.LlamaFileType) -
     return [*(field for field in fields if field.key not in own), *own.values()]
 
 
-def layout(expert: Expert, architecture: str, kind: Any) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+def layout(expert: Expert, architecture: str, quant: str) -> Iterator[tuple[str, tuple[int, ...], Any]]:
     """Yield (name, shape, number format) of each tensor in the order of the file."""
     names = _gguf_names(expert, architecture)
     base: Any = expert.loaded.model
+    tied, layers = base.config.tie_word_embeddings, base.config.num_hidden_layers
+    head = "token_embd.weight" if tied else "output.weight"
     for hf, parameter in base.named_parameters():
         name = names.get(hf.replace(".base_layer.", "."))
-        if name is not None and not (hf == "lm_head.weight" and base.config.tie_word_embeddings):
-            yield name, tuple(parameter.shape), stored_kind(parameter.shape, kind)
+        if name is not None and not (hf == "lm_head.weight" and tied):
+            shape = tuple(parameter.shape)
+            yield name, shape, stored_kind(Place(name, shape, layers, name == head), quant)
 
 
 def arranged(expert: Expert, architecture: str) -> Iterator[tuple[str, Tensor]]:
@@ -121,33 +119,7 @@ def _gguf_names(expert: Expert, architecture: str) -> dict[str, str]:
     return {hf: ours for ours, hf in tensor_names(architecture, layers).items()}
 
 
-def stored_kind(shape: Any, kind: Any) -> Any:
-    """Return the number format of a tensor: vectors, and matrices whose rows don't fill blocks, are not quantised."""
-    if len(shape) < 2:
-        return Kind.F32
-    block = gguf.GGML_QUANT_SIZES[kind][0]
-    return kind if shape[-1] % block == 0 else Kind.F16
-
-
-def byte_count(shape: tuple[int, ...], kind: Any) -> int:
-    """Return how many bytes a tensor takes."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return int(np.prod(shape) // block * size)
-
-
-def as_stored(values: Tensor, kind: Any, name: str) -> Any:
-    """Return the bytes of a tensor.
-
-    Raises:
-        UsageError: a value is too large for half precision.
-    """
-    array = values.contiguous().numpy()
-    if kind is Kind.F16 and np.abs(array).max() > np.finfo(np.float16).max:
-        raise UsageError("--quant f16: {name} holds values too large for float16; take --quant bf16", name=name)
-    return array if kind is Kind.F32 else quantize(array, kind)
-
-
 def file_bytes(expert: Expert, quant: str) -> int:
     """Return about how large the file will be."""
     architecture = architecture_of(expert)
-    return sum(byte_count(shape, own) for _name, shape, own in layout(expert, architecture, KINDS[quant][0]))
+    return sum(byte_count(shape, own) for _name, shape, own in layout(expert, architecture, quant))
