@@ -8,6 +8,8 @@ import resource
 import sys
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -38,6 +40,18 @@ def console() -> Console:
 def say(text: str, *, style: str = "") -> None:
     """Print one line about the work to stderr; markup in ``text`` is shown, not obeyed."""
     console().print(printable(text), style=style, markup=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Say nothing while the block runs; what is said of an error that ends it is heard."""
+    global _console
+    before = console()
+    _console = Console(stderr=True, quiet=True)
+    try:
+        yield
+    finally:
+        _console = before
 
 
 def warn(text: str) -> None:

@@ -38,7 +38,16 @@ class Collator:
     pad_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return ``input_ids``, ``attention_mask`` and ``labels``, each int64 of shape (B, T)."""
+        """Return ``input_ids``, ``attention_mask`` and ``labels``, each int64 of shape (B, T).
+
+        No rows become one that is all padding: the last batch of a team may leave one without work.
+        """
+        if not rows:
+            return {
+                "input_ids": torch.full((1, 1), self.pad_id),
+                "attention_mask": torch.zeros((1, 1), dtype=torch.long),
+                "labels": torch.full((1, 1), IGNORE),
+            }
         length = max(len(row["input_ids"]) for row in rows)
         ids_BT = torch.full((len(rows), length), self.pad_id)
         labels_BT = torch.full((len(rows), length), IGNORE)

@@ -10,16 +10,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from znatok.train.team import ALONE, Team
+
 WINDOW = 16  # batches sorted together
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
-    """Batches of example indices; the order depends on lengths, batch size, seed and epoch only."""
+    """Batches of example indices; the order depends on lengths, batch size, seed and epoch only.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    Of a team each process gets its part of every batch; ``batch_size`` is that of one process, and a part may be empty.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, team: Team = ALONE) -> None:
         self.lengths = list(lengths)
-        self.batch_size = batch_size
+        self.batch_size = batch_size * team.size
         self.seed = seed
+        self.team = team
         self.epoch = 0
         self.drop_last = False  # read by accelerate
 
@@ -40,4 +46,4 @@ class LengthGroupedBatches(Sampler[list[int]]):
             grouped += sorted(order[start : start + window], key=lambda i: -self.lengths[i])
         batches = [grouped[i : i + self.batch_size] for i in range(0, len(grouped), self.batch_size)]
         for position in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[position]
+            yield self.team.part(batches[position])

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from znatok.errors import Interrupted, _
 from znatok.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from znatok.logs import console, peak_rss_bytes, say
+from znatok.train.team import ALONE, Team
 
 FREE_RUN = ("loss", "grad_norm", "learning_rate")
 
@@ -196,10 +197,14 @@ def whole_epoch(state: Any) -> bool:
 
 
 class Signals(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into «finish this step, save, stop»; the second ends the process at once."""
+    """Turns the first SIGINT or SIGTERM into «finish this step, save, stop»; the second ends the process at once.
 
-    def __init__(self) -> None:
+    Of a team whoever hears one stops all, after the same step.
+    """
+
+    def __init__(self, team: Team = ALONE) -> None:
         self.caught: int | None = None
+        self._team = team
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -219,7 +224,8 @@ class Signals(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask the Trainer for a checkpoint and the end."""
-        if self.caught is not None:
+        if self._team.total(self.caught is not None)[0]:
+            self.caught = self.caught or signal.SIGTERM
             control.should_save = True
             control.should_training_stop = True
 

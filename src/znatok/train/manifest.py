@@ -28,6 +28,7 @@ def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
         "options": fixed,
         "data_options": {k: v for k, v in ours["data"].items() if k != "data_path"},
         "seed": config.train.seed,
+        "processes": ready.team.size,
         "dtype": ready.loaded.format,
         "chat": {
             "format": ready.chat.name,

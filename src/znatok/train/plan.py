@@ -23,6 +23,7 @@ from znatok.tokens.encode import Example
 from znatok.train.batches import LengthGroupedBatches
 from znatok.train.callbacks import duration
 from znatok.train.computation import Computation
+from znatok.train.team import ALONE, Team
 
 PROBE_TOKENS = 384  # a few seconds for 1.5 billion parameters on two cores
 COUNTED = 10_000  # examples; with more, the rows of the first epoch stand for those of the others
@@ -35,6 +36,7 @@ class Plan:
 
     ``tokens`` are text, ``answer_tokens`` of them are trained; ``computed_tokens`` are the rows that are computed for
     it, more where batches are padded and fewer where shared beginnings are computed once; all for the whole run.
+    ``batch`` is that of one of the ``processes``, and so is the memory.
     """
 
     examples: int
@@ -47,6 +49,7 @@ class Plan:
     trainable: int
     parameters: int
     batch: int = 1
+    processes: int = 1
     seconds: float | None = None
     peak_rss_bytes: int | None = None
     probe_tokens_per_second: float | None = None
@@ -61,6 +64,11 @@ class Plan:
         lines = [
             _("pairs: {train} to train, {validation} to validate", train=self.examples, validation=self.validation),
             _("steps: {steps} in {epochs:g} epochs", steps=self.steps, epochs=self.epochs),
+            *(
+                [_("processes: {count}, each computes its part of every batch", count=self.processes)]
+                if self.processes > 1
+                else []
+            ),
             _(
                 "tokens: {tokens}, of them {answer} trained; rows computed for it: {computed}",
                 tokens=self.tokens,
@@ -82,10 +90,16 @@ class Plan:
 
 
 def count(
-    train: Sequence[Example], validation: Sequence[Example], options: TrainOptions, model: Any, computation: Computation
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    options: TrainOptions,
+    model: Any,
+    computation: Computation,
+    team: Team = ALONE,
 ) -> Plan:
     """Count steps, tokens and parameters without computing anything."""
-    order = LengthGroupedBatches([len(e.ids) for e in train], options.per_device_train_batch_size, options.seed)
+    size = options.per_device_train_batch_size * team.size  # batches of all, whoever computes them
+    order = LengthGroupedBatches([len(e.ids) for e in train], size, options.seed)
     steps_per_epoch = max(1, math.ceil(len(order) / options.gradient_accumulation_steps))
     steps = options.max_steps or math.ceil(options.num_train_epochs * steps_per_epoch)
     epochs = steps / steps_per_epoch
@@ -106,6 +120,7 @@ def count(
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in model.parameters()),
         batch=options.per_device_train_batch_size,
+        processes=team.size,
     )
 
 
@@ -132,7 +147,7 @@ def probe(
     validated = sum(len(e.ids) for e in validation) * max(1, math.ceil(plan.epochs))
     return replace(
         plan,
-        seconds=plan.computed_tokens * step_seconds / computed + validated * forward_seconds / computed,
+        seconds=(plan.computed_tokens * step_seconds + validated * forward_seconds) / computed / plan.processes,
         peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable),
         probe_tokens_per_second=round(computed / step_seconds, 2),
     )

@@ -17,6 +17,7 @@ from znatok.tokens.chat import ChatFormat, choose_format
 from znatok.tokens.encode import Encoded, EncodeRule, Example, encode_pairs
 from znatok.train.engine import NotInt8, TrainingEngine, choose_engine
 from znatok.train.plan import Plan, count, probe
+from znatok.train.team import ALONE, Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,16 @@ class Prepared:
     model: Any
     engine: TrainingEngine
     plan: Plan
+    team: Team = ALONE
 
 
-def prepare(config: TrainConfig, stored: dict[str, Any] | None = None) -> Prepared:
+def prepare(config: TrainConfig, stored: dict[str, Any] | None = None, team: Team = ALONE) -> Prepared:
     """Read, split, load, encode, inject, choose the engine and plan; nothing is written but caches.
 
     Args:
         config: of the run.
         stored: the manifest's ``engine`` of the run to be resumed; None for a new run.
+        team: the processes that train together.
     """
     data = read_pairs(Path(config.data.data_path), skip_bad=config.data.skip_bad)
     for note in (*data.notes, *map(str, data.problems)):
@@ -59,10 +62,10 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None) -> Prepar
         assert isinstance(engine, TrainingEngine)
         engine = replace(engine, verdict=verdict)
     say(_("engine: {name}, {reason}", name=engine.name, reason=engine.reason))
-    plan = count(train_set.examples, validation_set.examples, config.train, model, engine.computation)
+    plan = count(train_set.examples, validation_set.examples, config.train, model, engine.computation, team)
     if not config.train.resume:
         plan = probe(plan, train_set.examples, validation_set.examples, model, engine.computation)
-    return Prepared(data, loaded, chat, train_set.examples, validation_set.examples, model, engine, plan)
+    return Prepared(data, loaded, chat, train_set.examples, validation_set.examples, model, engine, plan, team)
 
 
 def sides(data: Dataset, config: TrainConfig) -> Split:

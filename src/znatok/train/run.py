@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from znatok.config import TrainConfig
 from znatok.errors import TrainingError, UsageError, _
 from znatok.fast.memory import keep_freed_memory
 from znatok.files import write_text
-from znatok.logs import peak_rss_bytes, say, warn
+from znatok.logs import peak_rss_bytes, say, silence, warn
 from znatok.model.adapters import delta_norm, load_weights, save_adapter
 from znatok.runs import Run, create, find, held, refuse_used
 from znatok.train import checkpoints
@@ -27,16 +28,18 @@ from znatok.train.callbacks import Best, Display, Metrics, SaveAfterValidation, 
 from znatok.train.manifest import identity, write_manifest
 from znatok.train.plan import Plan
 from znatok.train.prepare import Prepared, prepare
+from znatok.train.team import Team, join
 from znatok.train.trainer import AnswerTrainer
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run came to; ``run`` is None after a dry run."""
+    """What a run came to; ``run`` is None after a dry run, ``first`` False in all processes of a team but one."""
 
     run: Run | None
     plan: Plan
     figures: dict[str, Any]
+    first: bool = True
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -48,24 +51,48 @@ def train(config: TrainConfig) -> RunResult:
         ModelError: the base model.
         TrainingError: a loss that is not a number, or an adapter that learned nothing.
         Interrupted: stopped by a signal, after a checkpoint.
+        SystemFault: another process of the team ended.
     """
     check_options(config)
-    if not (config.train.resume or config.train.dry_run):
+    with join() as team:
+        if team.first:
+            return train_in(team, config)
+        with silence():  # the first speaks for all; an error is told by whoever has it
+            return train_in(team, config)
+
+
+def train_in(team: Team, config: TrainConfig) -> RunResult:
+    """Train as one of a team."""
+    if team.first and not (config.train.resume or config.train.dry_run):
         refuse_used(config.train.output_dir, force=config.train.force)
     set_threads(config.train.threads)
-    ready = prepare(config, stored_engine(config))
+    ready = prepare(config, stored_engine(config), team)
     for line in ready.plan.lines():
         say(line)
     if config.train.dry_run:
-        return RunResult(None, ready.plan, {})
-    run = find(config.train.output_dir) if config.train.resume else open_run(config)
-    with held(run):
+        return RunResult(None, ready.plan, {}, team.first)
+    with own_run(config, team) as run:
         if config.train.resume:
-            refuse_changes(config, ready, run)
-            if run.read_status().get("state") == "finished":
-                say(_("{path}: this run is finished; nothing to go on with", path=run.path))
-                return RunResult(run, ready.plan, run.read_manifest()["result"])
+            begun = find(config.train.output_dir)
+            refuse_changes(config, ready, begun)
+            if begun.read_status().get("state") == "finished":
+                say(_("{path}: this run is finished; nothing to go on with", path=begun.path))
+                return RunResult(begun, ready.plan, begun.read_manifest()["result"], team.first)
         return run_in(run, config, ready)
+
+
+@contextmanager
+def own_run(config: TrainConfig, team: Team) -> Iterator[Run]:
+    """Lend the run directory to the first process of a team, and to each other one a folder that goes with it."""
+    if team.first:
+        run = find(config.train.output_dir) if config.train.resume else open_run(config)
+        with held(run):
+            yield run
+        return
+    with TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        run.checkpoints.mkdir()
+        yield run
 
 
 def run_in(run: Run, config: TrainConfig, ready: Prepared) -> RunResult:
@@ -73,7 +100,7 @@ def run_in(run: Run, config: TrainConfig, ready: Prepared) -> RunResult:
     with recorded(run):
         started = time.perf_counter()
         trainer, signals, display, best = build_trainer(config, ready, run)
-        resume_from = prepare_resume(run) if config.train.resume else None
+        resume_from = prepare_resume(run, find(config.train.output_dir)) if config.train.resume else None
         if resume_from is None:
             write_manifest(run, config, ready)
         elif best.exhausted:  # it had stopped early, and only the end of its work was cut off
@@ -85,7 +112,7 @@ def run_in(run: Run, config: TrainConfig, ready: Prepared) -> RunResult:
         figures = finish(run, config, ready, trainer, best)
         figures["wall_seconds"] = round(time.perf_counter() - started, 1)
         write_manifest(run, config, ready, figures)
-    return RunResult(run, ready.plan, figures)
+    return RunResult(run, ready.plan, figures, ready.team.first)
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -151,7 +178,7 @@ def recorded(run: Run) -> Iterator[None]:
 def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> Wired:
     """Wire the Trainer with its callbacks; the order of callbacks is the order they hear of a step."""
     transformers.set_seed(config.train.seed)  # dropout draws from the global generator
-    signals, display = Signals(), Display(run.metrics)
+    signals, display = Signals(ready.team), Display(run.metrics)
     write_adapter = adapter_writer(ready)
     best = Best(run.checkpoints, config.train.early_stopping, write_adapter)
     callbacks = [
@@ -168,6 +195,7 @@ def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> Wired:
         (ready.train, ready.validation),
         run.checkpoints,
         callbacks,
+        ready.team,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.write_adapter = write_adapter
@@ -197,9 +225,14 @@ def _flat(table: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if not isinstance(value, dict)} | inner
 
 
-def prepare_resume(run: Run) -> Path | None:
-    """Return the checkpoint to go on from, or None to start from the beginning."""
-    checkpoint = checkpoints.newest(run.checkpoints, warn) if run.checkpoints.is_dir() else None
+def prepare_resume(run: Run, begun: Run) -> Path | None:
+    """Return the checkpoint to go on from, or None to start from the beginning.
+
+    Args:
+        run: of this process.
+        begun: of the first one, which has the checkpoints.
+    """
+    checkpoint = checkpoints.newest(begun.checkpoints, warn) if begun.checkpoints.is_dir() else None
     best = run.checkpoints / Best.FOLDER
     shutil.rmtree(best, ignore_errors=True)
     if checkpoint is None:
@@ -241,6 +274,7 @@ def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTraine
             "the adapter is still zero after {steps} steps: nothing was learned; raise --learning_rate",
             steps=trainer.state.global_step,
         )
+    ready.team.refuse_apart(trainer.trained)
     save_adapter(ready.model, run.path, ready.loaded.source.base_name)
     ready.loaded.tokenizer.chat_template = ready.chat.jinja(config.data.system)
     ready.loaded.tokenizer.save_pretrained(run.path)

@@ -24,6 +24,7 @@ from znatok.train import checkpoints
 from znatok.train.batches import LengthGroupedBatches
 from znatok.train.callbacks import Best
 from znatok.train.computation import Computation
+from znatok.train.team import ALONE, Team
 
 
 class AnswerTrainer(Trainer):
@@ -39,10 +40,12 @@ class AnswerTrainer(Trainer):
         examples: tuple[Sequence[Example], Sequence[Example]],
         folder: Path,
         callbacks: Sequence[TrainerCallback] = (),
+        team: Team = ALONE,
     ) -> None:
         train, validation = examples
         self.computation = computation
         self.options = options
+        self.team = team
         self.folder = folder
         self.validation = list(validation)
         self.write_adapter: Callable[[Path], None] = lambda _folder: None
@@ -66,15 +69,42 @@ class AnswerTrainer(Trainer):
         """
         model.train()
         inputs = self._prepare_inputs(inputs)
-        answer_tokens = (inputs["labels"] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        if self.team.size > 1:  # each has dropouts of its own, and a resumed run those of the whole one
+            torch.manual_seed(self._draw())
+        trained = (inputs["labels"] != IGNORE).sum()
+        answer_tokens = self._of_all(trained if num_items_in_batch is None else num_items_in_batch)
         loss = torch.zeros((), device=inputs["input_ids"].device)
-        for part in self.computation.parts(inputs):
+        for part in self.computation.parts(inputs) if trained else ():  # a team's last batch may leave one without work
             share = part / answer_tokens
             self._stop_unless_finite(_("the loss"), float(share.detach()))
             self.accelerator.backward(share)
             loss += share.detach()
         self._holes.close()
-        return loss
+        return loss if self.team.size == 1 else self._together(inputs, loss)
+
+    def _draw(self) -> int:
+        """Return a seed that only this process has in only this part of this step, whether it was resumed or not."""
+        place = self.state.num_input_tokens_seen * self.team.size + self.team.rank
+        return int((self.options.seed * 0x9E3779B97F4A7C15 + place) % 2**63)
+
+    def _of_all(self, count: Any) -> Any:
+        """Return a count of answer tokens, summed over the team."""
+        return count if self.team.size == 1 else int(self.team.total(int(count))[0])
+
+    def _together(self, inputs: dict[str, Any], loss: Tensor) -> Tensor:
+        """Add up what the team computed: gradients before a step is taken; loss and tokens for the books."""
+        if self.accelerator.sync_gradients:
+            self.team.add_up(self.trained)
+        own = int(inputs["attention_mask"].sum())  # the Trainer has counted these
+        whole, tokens = self.team.total(float(loss), own)
+        self.state.num_input_tokens_seen += int(tokens) - own
+        return torch.full_like(loss, whole)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained, in the model's order."""
+        assert self.model is not None
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -93,8 +123,9 @@ class AnswerTrainer(Trainer):
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Return the validation loss per answer token, in nats."""
-        losses = self.computation.losses(self.validation)
-        metrics = {"eval_loss": sum(total for total, _ in losses) / sum(count for _, count in losses)}
+        losses = self.computation.losses(self.team.part(self.validation))
+        loss, count = self.team.total(sum(loss for loss, _ in losses), sum(count for _, count in losses))
+        metrics = {"eval_loss": loss / count}
         if not math.isfinite(metrics["eval_loss"]):
             raise TrainingError(
                 "step {step}: the validation loss is {value}; try a --learning_rate below {rate}",
@@ -110,7 +141,7 @@ class AnswerTrainer(Trainer):
         """Return the loader of length-grouped batches."""
         assert isinstance(self.train_dataset, ExampleSet)
         lengths = [len(example.ids) for example in self.train_dataset.examples]
-        order = LengthGroupedBatches(lengths, self.options.per_device_train_batch_size, self.options.seed)
+        order = LengthGroupedBatches(lengths, self.options.per_device_train_batch_size, self.options.seed, self.team)
         loader = DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared

@@ -1,0 +1,175 @@
+"""Several processes train what one would: the same adapter for the same batches, and stop, resume and fail together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import helpers
+import tiny
+from znatok.runs import Run
+from znatok.tokens.collate import IGNORE, Collator
+from znatok.train.batches import LengthGroupedBatches
+from znatok.train.team import Team
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "znatok"]
+
+
+def words(model, data, run, **options):
+    fixed = {"model_name": model, "data_path": data, "output_dir": run, "threads": 1, "dtype": "float32"}
+    fixed |= {"learning_rate": 5e-3, "num_train_epochs": 2, "lora_dropout": 0.0, "recipe": "seed"}
+    return ["train", *(part for name, value in (fixed | options).items() for part in (f"--{name}", str(value)))]
+
+
+def together(*given, cwd):
+    """Train with two processes; return the completed launcher."""
+    return subprocess.run(
+        [*TORCHRUN, *given],
+        cwd=cwd,
+        env=helpers.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    """Return a file of nine pairs; in batches of four the last is one pair, and one process has none."""
+    return tiny.write_pairs(tmp_path_factory.mktemp("nine") / "pairs.jsonl", tiny.PAIRS[:9])
+
+
+def same(run, other):
+    ours, theirs = helpers.adapter(run), helpers.adapter(other)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 2e-5
+    assert max(float(weights.abs().max()) for weights in ours.values()) > 1e-3  # or all would be the same
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_two_processes_make_the_adapter_of_one_with_the_same_batches(tiny_dir, nine, tmp_path, accumulated):
+    options = {"val_share": 0, "gradient_accumulation_steps": accumulated}
+    two, one = tmp_path / "two", tmp_path / "one"
+    done = together(*words(tiny_dir, nine, two, per_device_train_batch_size=2, **options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("chat format") == 1  # the first speaks for both
+    assert "processes: 2" in done.stderr
+    alone = helpers.script(
+        "znatok", *words(tiny_dir, nine, one, per_device_train_batch_size=4, **options), cwd=tmp_path
+    )
+    assert alone.returncode == 0, alone.stderr
+    same(two, one)
+    assert helpers.losses(two) == pytest.approx(helpers.losses(one), rel=1e-4)
+    for name in ("step", "epoch", "tokens", "learning_rate"):
+        assert [row[name] for row in helpers.rows(two)] == pytest.approx([row[name] for row in helpers.rows(one)])
+    assert Run(two).read_manifest()["processes"] == 2
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+
+
+def test_a_team_validates_what_one_would(tiny_dir, tmp_path):
+    data = tiny.write_pairs(tmp_path / "pairs.jsonl")
+    runs = []
+    for name, launch, batch in (("two", together, 1), ("one", None, 2)):
+        given = words(tiny_dir, data, tmp_path / name, per_device_train_batch_size=batch, val_share=0.3)
+        done = launch(*given, cwd=tmp_path) if launch else helpers.script("znatok", *given, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        runs.append([row["val_loss"] for row in helpers.validations(tmp_path / name)])
+    assert len(runs[0]) == 2
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+
+
+def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, tmp_path):
+    options = {"per_device_train_batch_size": 1, "lora_dropout": 0.2, "num_train_epochs": 12, "val_share": 0}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert together(*words(tiny_dir, nine, whole, **options), cwd=tmp_path).returncode == 0
+    given = words(tiny_dir, nine, cut, **options)
+    process = subprocess.Popen(
+        [*TORCHRUN, *given], cwd=tmp_path, env=helpers.environment(), stderr=subprocess.PIPE, text=True
+    )
+    metrics = Run(cut).metrics
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline, process.poll()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert helpers.status(cut) == "interrupted"
+    assert len(helpers.rows(cut)) < len(helpers.rows(whole))
+    done = together(*given, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert helpers.adapter_bytes(cut) == helpers.adapter_bytes(whole)
+    alone = helpers.script("znatok", *given, "--resume", cwd=tmp_path)
+    assert alone.returncode == 2
+    assert "processes: 2 → 1" in alone.stderr
+
+
+def test_the_others_are_told_when_one_is_killed(tiny_dir, nine, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = words(tiny_dir, nine, tmp_path / "run", num_train_epochs=200, val_share=0, save_steps=900)
+    members = []
+    for rank in (0, 1):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = helpers.environment(**{name: str(value) for name, value in own.items()})
+        members.append(
+            subprocess.Popen(
+                helpers.command("znatok", *given), env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+            )
+        )
+    metrics, deadline = Run(tmp_path / "run").metrics, time.monotonic() + 120
+    try:
+        while not (metrics.is_file() and metrics.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        members[1].kill()
+        members[1].communicate()
+        _out, said = members[0].communicate(timeout=120)
+    assert members[0].returncode == 5
+    assert "error: process 0 of 2: another one ended or can't be reached" in said
+    assert "Traceback" not in said
+    assert helpers.status(tmp_path / "run") == "failed"
+
+
+def test_half_of_the_variables_is_an_error(tiny_dir, nine, tmp_path):
+    done = helpers.script("znatok", *words(tiny_dir, nine, tmp_path / "run"), cwd=tmp_path, WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2
+    assert "WORLD_SIZE=2 without LOCAL_RANK: start it with torchrun" in done.stderr
+
+
+def test_different_adapters_at_the_end_are_an_error(tmp_path):
+    (tmp_path / "apart.py").write_text(
+        "import torch\nfrom znatok.errors import TrainingError\nfrom znatok.train.team import join\n"
+        "with join() as team:\n"
+        "    team.refuse_apart([torch.ones(3)])\n"
+        "    assert team.total(team.rank + 1, 2) == [3, 4]\n"
+        "    try:\n        team.refuse_apart([torch.ones(3) + team.rank])\n"
+        "    except TrainingError as error:\n        print(error)\n"
+    )
+    launcher = [*TORCHRUN[:-2], "apart.py"]
+    done = subprocess.run(launcher, cwd=tmp_path, env=helpers.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.count("the processes hold different adapters at the end (3, 6)") == 2
+
+
+def test_parts_are_the_whole():
+    parts = [LengthGroupedBatches(range(1, 12), 2, 7, Team(rank, 3)) for rank in range(3)]
+    whole = LengthGroupedBatches(range(1, 12), 6, 7)
+    assert {len(part) for part in (*parts, whole)} == {2}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(batch) == sorted(index for share in shares for index in share)
+    assert os.environ.get("WORLD_SIZE") is None
+
+
+def test_no_work_is_a_batch_of_padding():
+    batch = Collator(pad_id=5)([])
+    assert batch["input_ids"].tolist() == [[5]]
+    assert batch["attention_mask"].tolist() == [[0]]
+    assert torch.equal(batch["labels"], torch.tensor([[IGNORE]]))
