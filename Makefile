@@ -2,13 +2,14 @@
 # make demo    train on data.jsonl and compare, on the catalogue's 1.5B model
 # make bench   speed and memory beside the stock recipe, TRL, transformers and bare llama.cpp (half an hour, idle machine)
 # make test    lint, types, import contracts, tests: what CI runs
+# make wheel   build the wheel and test it without the source: CI does that too
 #
 # PYTHON=python3.12 chooses the interpreter; TORCH_INDEX=URL takes torch from another package index (README: CUDA, CPU).
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench docs messages clean
+.PHONY: setup demo test check wheel bench docs messages clean
 
 setup: .venv/.done
 
@@ -34,6 +35,9 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+wheel: setup
+	$(BIN)/python tools/try_wheel.py
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,quant,search,judge,web,bench]'

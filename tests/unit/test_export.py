@@ -173,6 +173,23 @@ def test_what_answers_otherwise_is_refused(based, tmp_path, monkeypatch, spoil, 
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "lead"),
+    [
+        ({"to": "gguf", "quant": "q8_0"}, 0.5),
+        ({"to": "gguf", "quant": "q4_k_m"}, 1.0),
+        ({"to": "ollama", "quant": "q4_k_m"}, 1.0),
+        ({"to": "merged", "quant": "q4_k_m"}, 0.5),  # which has no use for it
+    ],
+)
+def test_four_bits_may_answer_a_little_less_alike(options, lead):
+    limits = module.limits_of(ExportOptions(**options))
+    assert limits == parity.Limits(lead=lead, drift=0.05)
+    found = parity.Parity("torch", 8, 7, 256, 250, largest_lead=0.7, drift=0.03, template=True, limits=limits)
+    assert found.passed is (lead > 0.7)
+    assert replace(found, largest_lead=0.1, drift=0.06).passed is False
+
+
 def test_a_spoilt_modelfile_is_refused(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(ollama, "CHATML", ollama.CHATML.replace("<|im_end|>\n", "<|im_end|>"))
     monkeypatch.setattr(ollama, "PLAIN", ollama.PLAIN.replace("### User", "## User"))

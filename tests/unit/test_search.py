@@ -107,6 +107,24 @@ def test_a_study_is_made_of_runs_and_goes_on(tiny_dir, tmp_path):
     assert read_json(tmp_path / "study" / "search.json")["trials"][0]["score"] == trials[0].score
 
 
+def test_two_processes_work_on_one_study(tiny_dir, tmp_path):
+    pairs = tiny.write_pairs(tmp_path / "pairs.jsonl")
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text('{"prompt": "Другой вопрос?", "response": "Другой ответ."}\n', encoding="utf-8")
+    words = ["search", "--study", "study", "--share", "1", "--trials", "2", "--recipe", "seed", "--threads", "1"]
+    words += ["--model_name", tiny_dir, "--dtype", "float32", "--data_path", pairs, "--val_path", dev]
+    words += ["--val_share", "0", "--max_steps", "2", "--num_train_epochs", "1"]
+    workers = [helpers.started("znatok", *words, "--worker", number, cwd=tmp_path) for number in (0, 1)]
+    said = [worker.communicate(timeout=280) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    stored = read_json(tmp_path / "study" / "search.json")["trials"]
+    assert sorted(trial["number"] for trial in stored) == [0, 1, 2, 3]
+    assert all(trial["score"] is not None for trial in stored)
+    recipe = [trial for trial in stored if trial["lora_r"] == 8 and trial["per_device_train_batch_size"] == 4]
+    assert len(recipe) >= 1  # the recipe's own values, tried by one of them
+    assert {find(tmp_path / "study" / f"trial-{n:03}").read_status()["state"] for n in range(4)} == {"finished"}
+
+
 def test_a_trial_that_failed_stands_last():
     shown = table(
         [

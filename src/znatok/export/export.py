@@ -63,7 +63,7 @@ def export(run: Run, options: ExportOptions) -> Exported:
             MAKERS[options.to](expert, options, folder)
             found = None
             if options.check:
-                found = parity.compare(expert, parity.questions_of(run), folder, options.to)
+                found = parity.compare(expert, parity.questions_of(run), folder, options.to, limits_of(options))
                 write_json(folder / CHECKED, asdict(found))
                 for line in found.lines():
                     say(line)
@@ -116,6 +116,11 @@ HINTS = {
     "lora-gguf": "llama-server -m BASE.gguf --lora {path}/adapter.gguf",
     "ollama": "cd {path} && ollama create {name} -f Modelfile",
 }
+
+
+def limits_of(options: ExportOptions) -> parity.Limits:
+    """Return how far an export may be from its adapter: a file of four bits a little further."""
+    return parity.LIMITS.get(options.quant, parity.FINE) if options.to in {"gguf", "ollama"} else parity.FINE
 
 
 def gguf_file(expert: Expert) -> Path:

@@ -37,10 +37,6 @@ from znatok.runs import Run
 from znatok.tokens.chat import ChatFormat, Message, Role, dialogue
 
 MODEL, ADAPTER, MODELFILE = "model.gguf", "adapter.gguf", "Modelfile"
-LEAD_LIMIT = 0.5
-"""Logits by which the best token may lead one that the export says. What rounding does is in docs/experiments.md."""
-DRIFT_LIMIT = 0.05
-"""Nats by which the log probabilities of what the export says may differ on average."""
 TOKENS = 32  # of each answer
 QUESTIONS = 8
 NEUTRAL = (
@@ -59,6 +55,24 @@ Render = Callable[[Sequence[Message]], list[int]]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How far an export may be from its adapter; what honest and spoilt ones come to is in docs/experiments.md.
+
+    Attributes:
+        lead: logits by which the adapter's best token may lead one that the export says.
+        drift: nats by which the log probabilities of what the export says may differ on average.
+    """
+
+    lead: float
+    drift: float
+
+
+FINE = Limits(lead=0.5, drift=0.05)
+LIMITS = {"q4_k_m": Limits(lead=1.0, drift=0.05)}
+"""By the number format of a file; every other form answers within :data:`FINE`."""
+
+
+@dataclass(frozen=True)
 class Parity:
     """How an export answers beside the adapter.
 
@@ -71,6 +85,7 @@ class Parity:
         largest_lead: in logits, by which the adapter's best token leads the one that was said.
         drift: mean difference of the log probabilities of what was said, in nats; None where the export told none.
         template: whether the export's own templates give the ids that were trained; None where it has none.
+        limits: within which it passes.
     """
 
     engine: str
@@ -81,11 +96,12 @@ class Parity:
     largest_lead: float
     drift: float | None
     template: bool | None
+    limits: Limits = FINE
 
     @property
     def passed(self) -> bool:
         """Tell whether the export may be used."""
-        near = self.largest_lead <= LEAD_LIMIT and (self.drift is None or self.drift <= DRIFT_LIMIT)
+        near = self.largest_lead <= self.limits.lead and (self.drift is None or self.drift <= self.limits.drift)
         return self.template is not False and near
 
     def lines(self) -> list[str]:
@@ -96,7 +112,7 @@ class Parity:
                 " largest lead {lead:.3f} logits (limit {lead_limit}), log probabilities off by {drift} (limit"
                 " {drift_limit}), computed by {engine}",
                 identical=self.identical, questions=self.questions, agreeing=self.agreeing, tokens=self.tokens,
-                lead=self.largest_lead, lead_limit=LEAD_LIMIT, drift=self.drift, drift_limit=DRIFT_LIMIT,
+                lead=self.largest_lead, lead_limit=self.limits.lead, drift=self.drift, drift_limit=self.limits.drift,
                 engine=self.engine,
             )
         ]  # fmt: skip
@@ -114,7 +130,8 @@ class Parity:
                 "--to {to}: it answers otherwise than the adapter: a token it says trails by {lead:.2f} logits (at most"
                 " {lead_limit}), log probabilities are off by {drift} (at most {drift_limit}); nothing was kept;"
                 " take a finer --quant",
-                to=to, lead=self.largest_lead, lead_limit=LEAD_LIMIT, drift=self.drift, drift_limit=DRIFT_LIMIT,
+                to=to, lead=self.largest_lead, lead_limit=self.limits.lead, drift=self.drift,
+                drift_limit=self.limits.drift,
             )  # fmt: skip
 
 
@@ -143,7 +160,7 @@ def questions_of(run: Run) -> list[str]:
     return list(NEUTRAL)
 
 
-def compare(expert: Expert, questions: Sequence[str], folder: Path, to: str) -> Parity:
+def compare(expert: Expert, questions: Sequence[str], folder: Path, to: str, limits: Limits = FINE) -> Parity:
     """Ask an export and the adapter the same, and have the adapter read what the export said.
 
     Args:
@@ -151,6 +168,7 @@ def compare(expert: Expert, questions: Sequence[str], folder: Path, to: str) -> 
         questions: what is asked.
         folder: of the export, which is opened by its own files alone.
         to: what kind of export it is.
+        limits: how far its answers may be from the adapter's.
     """
     sample = SampleOptions(temperature=0.0, max_new_tokens=TOKENS)
     requests = [Request(tuple(dialogue(text, expert.system)), sample, 0) for text in questions]
@@ -177,6 +195,7 @@ def compare(expert: Expert, questions: Sequence[str], folder: Path, to: str) -> 
         largest_lead=round(max(leads), 4),
         drift=round(fmean(drifts), 5) if drifts else None,
         template=template,
+        limits=limits,
     )
 
 
