@@ -23,7 +23,8 @@ def keep_freed_memory() -> bool:
 class Holes:
     """Gives memory back when the holes in it have grown: batches of changing length leave ever more of them.
 
-    The first step's memory is the measure; giving back costs the next step its page faults, so it is done rarely.
+    The measure is the first step's memory, then what is left each time: what is in use, such as the optimiser's state,
+    is no hole. Giving back costs the next step its page faults, so it is done rarely.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Holes:
         if trim is None or resident <= self._measure + SLACK:
             return False
         trim(0)
+        self._measure = resident_bytes()
         return True
 
 
