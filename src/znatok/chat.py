@@ -17,6 +17,7 @@ from znatok.config import SampleOptions
 from znatok.data.questions import read_questions
 from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
 from znatok.expert import Voice
+from znatok.files import home
 from znatok.generate.engine import Stop
 from znatok.lexicon import language_of
 from znatok.logs import printable, say, warn
@@ -294,12 +295,13 @@ def typed_lines(*, remember: bool) -> Iterator[None]:
             with contextlib.suppress(OSError):  # what was typed is a comfort: a full disk must not hide the goodbye
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 path.touch(mode=0o600)
+                path.chmod(0o600)  # one that was there before may have been open to others
                 readline.write_history_file(path)
 
 
 def history_file() -> Path:
     """Return where typed lines are kept, readable to nobody else."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    state = os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state"
     return Path(state) / "znatok" / "history"
 
 

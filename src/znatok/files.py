@@ -9,14 +9,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from znatok.errors import SystemFault
+
 BLOCK = 1 << 20
 
 
 def cache_home() -> Path:
     """Return the folder for downloads: ``$ZNATOK_HOME``, else ``$XDG_CACHE_HOME/znatok`` or ``~/.cache/znatok``."""
-    if home := os.environ.get("ZNATOK_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "znatok"
+    if own := os.environ.get("ZNATOK_HOME"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "znatok"
+
+
+def home() -> Path:
+    """Return the user's home directory.
+
+    Raises:
+        SystemFault: nobody says where it is.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise SystemFault("no home directory is known for this user; set HOME") from error
 
 
 def sha256(path: Path) -> str:

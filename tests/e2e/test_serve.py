@@ -1,5 +1,6 @@
 """``znatok serve`` as a process: flags, banner, signals; other programs' clients and suites against it."""
 
+import errno
 import json
 import signal
 import socket
@@ -13,10 +14,12 @@ import helpers
 import llama_files
 import serving
 from served import Server
-from znatok.config import ModelOptions
+from znatok.config import ModelOptions, ServeOptions
+from znatok.errors import SystemFault
 from znatok.expert import open_expert
 from znatok.generate.engine import Request
 from znatok.runs import Run
+from znatok.serve.run import listen, open_doors
 from znatok.tokens.chat import dialogue
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # what is tested
@@ -78,6 +81,8 @@ def test_a_signal_lets_running_answers_end(world, number):
     [
         (["--host", EVERYWHERE], {}, 2, "others can reach it, so a key is needed: set ZNATOK_API_KEY"),
         ([], {"ZNATOK_API_KEY": "short"}, 2, "ZNATOK_API_KEY: the key has 5 characters; expected 16 or more"),
+        ([], {"ZNATOK_API_KEY": "правильная лошадь"}, 2, "ZNATOK_API_KEY: expected one line of ASCII letters"),
+        ([], {"ZNATOK_API_KEY": "correct horse\nbattery"}, 2, "ZNATOK_API_KEY: expected one line of ASCII letters"),
         (["--api_key_file", "nowhere"], {}, 2, "--api_key_file nowhere: can't be read"),
         (["--runs", "nowhere"], {}, 2, "--runs nowhere: no such folder"),
         (["--knowledge", "nowhere.md"], {}, 3, "nowhere.md"),
@@ -103,6 +108,25 @@ def test_a_port_that_is_taken_is_found_before_the_model_is_loaded(world):
     assert done.returncode == 5
     assert f"127.0.0.1:{port}: can't listen there (Address already in use); choose another --port" in done.stderr
     assert "loading" not in done.stderr
+
+
+def test_of_two_servers_that_start_at_once_the_slower_is_told():
+    options = ServeOptions(port=0)
+    with listen(options) as first:
+        port = first.getsockname()[1]
+        with listen(ServeOptions(port=port)) as second:  # neither has opened its doors yet
+            open_doors(first, options)
+            with pytest.raises(SystemFault, match=f"{port}: can't listen there .Address already in use"):
+                open_doors(second, ServeOptions(port=port))
+
+
+def test_a_machine_without_the_addresses_asked_for_says_so(monkeypatch):
+    def refused(*_args):
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr("znatok.serve.run.socket.socket", refused)
+    with pytest.raises(SystemFault, match=r"::1:0: can't listen there .Address family not supported"):
+        listen(ServeOptions(host="::1", port=0))
 
 
 def test_a_key_from_a_file_is_asked_for(world, tmp_path):

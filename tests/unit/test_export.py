@@ -1,6 +1,7 @@
 """Exports: every form of a tuned model answers as its adapter does, and what does not is refused."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft.tuners.lora import Linear
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import helpers
@@ -225,6 +227,35 @@ def test_an_adapter_alone_needs_a_base_in_a_file(trained, tmp_path):
         export(trained, ExportOptions(to="lora-gguf", export_dir=str(tmp_path / "x")))
 
 
+def test_a_disk_that_fills_up_is_said_and_nothing_is_left(based, tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("znatok.export.merge.save_file", full)
+    _architecture, base, adapter = based
+    with pytest.raises(SystemFault, match="can't be written: I/O error: No space left"):
+        exported(base, adapter, tmp_path / "x", "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_too_large_for_half_precision_are_refused(based, tmp_path, monkeypatch):
+    def large(expert):
+        for name, values in merged_tensors(expert):
+            yield name, values * 1e6 if name == "model.norm.weight" else values
+
+    monkeypatch.setattr("znatok.export.merge.merged_tensors", large)
+    _architecture, base, adapter = based
+    with pytest.raises(UsageError, match=r"--merged_dtype float16: model.norm.weight holds values too large"):
+        exported(base, adapter, tmp_path / "x", "merged", merged_dtype="float16", check=False)
+
+
+@pytest.mark.parametrize("to", ["merged", "gguf"])
+def test_an_export_tells_no_path_of_this_machine(trained, tmp_path, tiny_dir, to):
+    export(trained, ExportOptions(to=to, export_dir=str(tmp_path / "x"), check=False))
+    for path in (tmp_path / "x").iterdir():
+        assert str(tiny_dir.parent).encode() not in path.read_bytes(), path.name
+
+
 def test_float16_refuses_what_it_cannot_hold():
     with pytest.raises(UsageError, match="too large for float16"):
         as_stored(torch.tensor([[1e6] * 32]), gguf.GGMLQuantizationType.F16, "blk.0.ffn_up.weight")
@@ -250,7 +281,8 @@ def test_a_modelfile_renders_what_was_trained(architecture, tmp_path, system):
         ids = tokenizer(rendered(text, DIALOGUE), add_special_tokens=False)["input_ids"]
         assert ids == chat.prompt_ids([*opening, *DIALOGUE]), chat.name
         assert text.startswith("FROM ./model.gguf\n")
-        assert "PARAMETER stop" in text
+        names = tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))
+        assert re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE) == names  # Ollama unescapes nothing
 
 
 def test_a_system_message_cannot_leave_its_quotes(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from znatok import files
+from znatok.errors import SystemFault
 
 
 def test_cache_home_is_znatoks_then_the_desktops_then_the_users(monkeypatch):
@@ -17,6 +18,17 @@ def test_cache_home_is_znatoks_then_the_desktops_then_the_users(monkeypatch):
     assert files.cache_home() == Path("/x/znatok")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert files.cache_home() == Path.home() / ".cache" / "znatok"
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ZNATOK_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(SystemFault, match="no home directory is known for this user; set HOME"):
+        files.cache_home()
 
 
 @pytest.mark.parametrize("size", [0, 1, files.BLOCK, files.BLOCK + 1])

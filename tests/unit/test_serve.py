@@ -337,6 +337,8 @@ def test_what_can_not_be_obeyed_is_refused_with_its_name(url, change, param, str
     [b"", b"{", b"[]", b"null", b'"\xff"', b'{"model": "base", "messages": ' + b"[" * 100_000, b"\x00", b"{}",
      b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
      b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+     b'{"model": "base", "model": "base", "messages": [{"role": "user", "content": "x"}]}',
+     b'{"model": "base", "messages": [{"role": "user", "content": "x", "content": "y"}]}',
      b'{"model": "base", "messages": [{"role": "user", "content": "\\ud800"}]}'],
     ids=lambda body: repr(body[:24]),
 )  # fmt: skip
@@ -344,6 +346,12 @@ def test_what_is_no_request_is_refused_in_the_apis_words(url, body):
     status, answer = asked(url, body)
     assert status == 400
     assert set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_key_given_twice_is_named(url):
+    body = b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "seed": 1, "seed": 2}'
+    _status, answer = asked(url, body)
+    assert (answer["error"]["param"], answer["error"]["message"]) == ("seed", "'seed' is given twice")
 
 
 def test_a_model_that_is_not_there(client, url):

@@ -174,6 +174,13 @@ def test_an_error_of_ours_is_a_message():
 
     with pytest.raises(gr.Error, match="no file is chosen"):
         told(failing)()
+
+    def quoting():
+        raise UsageError("{name}: no such column", name="<img src=https://elsewhere/x.png>")
+
+    with pytest.raises(gr.Error) as caught:
+        told(quoting)()
+    assert caught.value.message == "&lt;img src=https://elsewhere/x.png&gt;: no such column"  # the page renders HTML
     stream = told(streaming)()
     assert next(stream) == 1
     with pytest.raises(gr.Error, match="no file is chosen"):

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 
 from znatok.errors import ModelError, SystemFault, UsageError
-from znatok.files import read_json, write_json, write_text
+from znatok.files import home, read_json, write_json, write_text
 from znatok.runs import Run
 
 CONFIG, CARD = "adapter_config.json", "README.md"
@@ -42,7 +42,7 @@ def write_publishable(run: Run, folder: Path) -> None:
         )  # fmt: skip
     write_json(folder / CONFIG, config)
     write_text(folder / CARD, card(run, base))
-    refuse_paths(folder, [str(Path.home()), str(run.path.resolve().parent)])
+    refuse_paths(folder, [str(home()), str(run.path.resolve().parent)])
 
 
 def card(run: Run, base: str) -> str:

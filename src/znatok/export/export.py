@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from znatok.config import ExportOptions, ModelOptions
 from znatok.errors import ModelError, SystemFault, UsageError
 from znatok.expert import Expert, open_expert
@@ -191,7 +193,8 @@ def made_whole(target: Path) -> Iterator[Path]:
         yield folder
         shutil.rmtree(target, ignore_errors=True)
         folder.replace(target)
-    except OSError as error:
-        raise SystemFault("{path}: can't be written: {why}", path=target, why=error.strerror or str(error)) from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        why = getattr(error, "strerror", None) or str(error)
+        raise SystemFault("{path}: can't be written: {why}", path=target, why=why) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from znatok.errors import UsageError
 from znatok.expert import Expert
 from znatok.files import write_json, write_text
 
@@ -46,6 +47,9 @@ def save_merged(expert: Expert, folder: Path, dtype: str) -> None:
         expert: in float32, with its adapter.
         folder: an empty directory.
         dtype: of the weights, as torch calls it.
+
+    Raises:
+        UsageError: a value is too large for that number format.
     """
     kind: torch.dtype = getattr(torch, dtype)
     shard: dict[str, Tensor] = {}
@@ -62,13 +66,17 @@ def save_merged(expert: Expert, folder: Path, dtype: str) -> None:
 
     for name, values in merged_tensors(expert):
         rounded = values.to(kind).contiguous()
+        if not rounded.isfinite().all():
+            raise UsageError(
+                "--merged_dtype {dtype}: {name} holds values too large for it; take bfloat16", dtype=dtype, name=name
+            )
         size = rounded.numel() * rounded.element_size()
         if sum(tensor.numel() * tensor.element_size() for tensor in shard.values()) + size > SHARD:
             flush()
         shard[name], sizes[name], places[name] = rounded, size, count + 1
     flush()
     _name_shards(folder, count, sizes, places)
-    config = expert.loaded.model.config.to_dict() | {"dtype": dtype, "_name_or_path": expert.base_name}
+    config = expert.loaded.model.config.to_dict() | {"dtype": dtype, "_name_or_path": expert.loaded.source.base_name}
     write_json(folder / "config.json", _plain(config))
     generation = {"eos_token_id": sorted(expert.chat.stop_ids), "do_sample": False, "_from_model_config": False}
     write_json(folder / "generation_config.json", generation)
@@ -79,7 +87,8 @@ def save_merged(expert: Expert, folder: Path, dtype: str) -> None:
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = before
-    write_text(folder / "README.md", f"# {expert.base_name} + LoRA\n\nBase and adapter in one, made by znatok.\n")
+    title = f"# {expert.loaded.source.base_name} + LoRA"
+    write_text(folder / "README.md", f"{title}\n\nBase and adapter in one, made by znatok.\n")
 
 
 def _name_shards(folder: Path, count: int, sizes: dict[str, int], places: dict[str, int]) -> None:

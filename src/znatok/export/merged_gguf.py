@@ -71,7 +71,7 @@ def metadata(expert: Expert, architecture: str, file_type: gguf.LlamaFileType) -
     else:
         fields = metadata_of_directory(expert.loaded.model.config, expert.loaded.tokenizer, architecture)
     own = {
-        "general.name": Field("general.name", f"{expert.base_name} + LoRA", gguf.GGUFValueType.STRING),
+        "general.name": Field("general.name", f"{expert.loaded.source.base_name} + LoRA", gguf.GGUFValueType.STRING),
         "general.file_type": Field("general.file_type", int(file_type), gguf.GGUFValueType.UINT32),
         "tokenizer.chat_template": Field(
             "tokenizer.chat_template", expert.chat.jinja(expert.system), gguf.GGUFValueType.STRING

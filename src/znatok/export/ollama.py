@@ -5,7 +5,6 @@ templates are Go's ``text/template``. :func:`rendered` reads the part of that la
 a Modelfile makes of a dialogue can be compared with what was trained.
 """
 
-import json
 import re
 from collections.abc import Sequence
 
@@ -56,7 +55,7 @@ def modelfile(chat: ChatFormat, system: str, model: str) -> str:
     lines = [f"FROM ./{model}", f'TEMPLATE """{template(chat)}"""']
     if system:
         lines.append(f'SYSTEM """{system}"""')
-    lines += [f"PARAMETER stop {json.dumps(names[number])}" for number in sorted(chat.stop_ids)]
+    lines += [f'PARAMETER stop "{names[number]}"' for number in sorted(chat.stop_ids)]  # Ollama unescapes nothing
     lines += [f"PARAMETER num_ctx {CONTEXT}", "PARAMETER temperature 0.7", "PARAMETER top_p 0.9"]
     return "\n".join(lines) + "\n"
 

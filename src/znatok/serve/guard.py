@@ -7,7 +7,10 @@ come from the server's own pages, and a body has to call itself JSON, which no f
 
 import asyncio
 import hmac
+import json
+from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -50,8 +53,10 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] in {"POST", "PUT", "PATCH"}:
             body = await _body(receive, self._largest)
-            refusal = body if isinstance(body, JSONResponse) else None
-            if not isinstance(body, JSONResponse):
+            if isinstance(body, JSONResponse):
+                refusal = body
+            else:
+                refusal = _refuse_repeated(body) if scope["path"] == JSON_ONLY else None
                 receive = _replayed(body, receive)
         await (refusal or self._app)(scope, receive, send)
 
@@ -92,6 +97,25 @@ async def _body(receive: Receive, largest: int) -> bytes | JSONResponse:
                     return b"".join(parts)
     except TimeoutError:
         return _refuse(408, f"the body did not arrive within {SLOWEST:g} seconds", "request_timeout")
+
+
+def _refuse_repeated(body: bytes) -> JSONResponse | None:
+    """Return the refusal of a body in which an object names a key twice: one of the two would be ignored silently."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        counted = Counter(name for name, _value in pairs)
+        repeated.extend(name for name, count in counted.items() if count > 1)
+
+    try:
+        json.loads(body, object_pairs_hook=note)
+    except (ValueError, RecursionError):  # what is no JSON at all is told by who reads it
+        return None
+    if not repeated:
+        return None
+    return JSONResponse(
+        error_body(f"{repeated[0]!r} is given twice", "invalid_request_error", "invalid_value", repeated[0]), 400
+    )
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -46,7 +46,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
         dispatcher = Dispatcher(desk_for(roster), options.queue)
         service = Service(roster, dispatcher, sample, options.timeout, knowledge)
         app = build_app(service, allowed_hosts(options), key)
-        listener.listen()  # whoever reads the banner may ask at once
+        open_doors(listener, options)  # whoever reads the banner may ask at once
         for line in banner(options, roster, listener.getsockname()[1], key):
             say(line)
         server = uvicorn.Server(
@@ -67,7 +67,8 @@ def api_key(options: ServeOptions) -> str | None:
     """Return the key clients have to bring; None where none is needed.
 
     Raises:
-        UsageError: others could reach the server and there is none; the key is too short, or its file can't be read.
+        UsageError: others could reach the server and there is none; the key is too short or nothing that a header can
+            hold, or its file can't be read.
     """
     key = os.environ.get(KEY_VARIABLE, "")
     where = KEY_VARIABLE
@@ -81,6 +82,10 @@ def api_key(options: ServeOptions) -> str | None:
     if key and len(key) < SHORTEST_KEY:
         raise UsageError(
             "{where}: the key has {n} characters; expected {least} or more", where=where, n=len(key), least=SHORTEST_KEY
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "{where}: expected one line of ASCII letters, digits and signs, which a header can hold", where=where
         )
     if not key and options.host not in LOOPBACK:
         raise UsageError(
@@ -125,19 +130,33 @@ def listen(options: ServeOptions) -> socket.socket:
         SystemFault: somebody has it, or the address is none of this machine.
     """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with told_of(options):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((options.host, options.port))
+        except BaseException:
+            listener.close()
+            raise
+    return listener
+
+
+def open_doors(listener: socket.socket, options: ServeOptions) -> None:
+    """Let clients in; SystemFault where another server was quicker to open the same port."""
+    with told_of(options):
+        listener.listen()
+
+
+@contextlib.contextmanager
+def told_of(options: ServeOptions) -> Iterator[None]:
+    """Make an error of a socket one that names the address."""
     try:
-        listener.bind((options.host, options.port))
+        yield
     except OSError as error:
-        listener.close()
         raise SystemFault(
             "{host}:{port}: can't listen there ({why}); choose another --port",
-            host=options.host,
-            port=options.port,
-            why=error.strerror or str(error),
-        ) from error
-    return listener
+            host=options.host, port=options.port, why=error.strerror or str(error),
+        ) from error  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -60,15 +60,16 @@ def web(options: WebOptions) -> None:
         import uvicorn
     except ImportError as error:
         raise SystemFault("the page needs Gradio: pip install 'znatok[web]'") from error
-    from znatok.serve.run import allowed_hosts, api_key, listen, quiet_signals
+    from znatok.serve.run import allowed_hosts, api_key, listen, open_doors, quiet_signals
 
     address = ServeOptions(host=options.host, port=options.port, api_key_file=options.api_key_file)
     key = api_key(address)
     listener = listen(address)
     try:
         app, studio = build_app(Path.cwd(), key, allowed_hosts(address))
-        listener.listen()  # whoever reads the address may open it at once
-        say(_("open http://{host}:{port} in a browser", host=options.host, port=listener.getsockname()[1]))
+        open_doors(listener, address)  # whoever reads the address may open it at once
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        say(_("open http://{host}:{port} in a browser", host=host, port=listener.getsockname()[1]))
         if key:
             say(_("user {user}, password: the API key", user=USER))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))

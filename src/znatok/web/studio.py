@@ -1,6 +1,7 @@
 """What all pages share: the folder they work in, verbs at work, and the models that answer."""
 
 import functools
+import html
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -101,6 +102,11 @@ class Studio:
         return Path(name).name == name and not name.startswith(".")
 
 
+def shown(error: ZnatokError) -> gr.Error:
+    """Return an error as the page shows it; what it quotes of the user's data is text there, never markup."""
+    return gr.Error(html.escape(printable(str(error)), quote=False), print_exception=False)
+
+
 def told(handler: Handler) -> Handler:
     """Make a handler's errors a message on the page: place, value, expectation, remedy, and no traceback."""
 
@@ -109,13 +115,13 @@ def told(handler: Handler) -> Handler:
         try:
             return handler(*args)
         except ZnatokError as error:
-            raise gr.Error(printable(str(error)), print_exception=False) from None
+            raise shown(error) from None
 
     @functools.wraps(handler)
     def streaming(*args: Any) -> Iterator[Any]:
         try:
             yield from handler(*args)
         except ZnatokError as error:
-            raise gr.Error(printable(str(error)), print_exception=False) from None
+            raise shown(error) from None
 
     return cast(Handler, streaming if isgeneratorfunction(handler) else plain)
