@@ -25,7 +25,9 @@ def setup(*, quiet: bool = False) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    os.environ.setdefault(
+        "HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr is not None and sys.stderr.isatty() else "1"
+    )
     warnings.filterwarnings("ignore", module="transformers|peft|accelerate")
 
 

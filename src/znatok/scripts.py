@@ -24,7 +24,8 @@ def run_command(command: Callable[[], int]) -> int:
         try:
             code = command()
         finally:  # also after --help, which argparse ends with SystemExit
-            sys.stdout.flush()  # here, where a closed pipe is still understood
+            if sys.stdout is not None:  # «>&-» leaves none
+                sys.stdout.flush()  # here, where a closed pipe is still understood
     except ZnatokError as error:
         logs.say(f"{_('error')}: {error}", style="red")
         return error.exit_code

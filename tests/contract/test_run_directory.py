@@ -12,11 +12,12 @@ from znatok.train.prepare import prepare
 MANIFEST = {
     *("base", "data", "lora", "options", "data_options", "seed", "dtype", "chat"),
     *("znatok", "started", "versions", "command", "machine", "engine", "plan", "result"),
+    *("processes", "validation"),
 }
 RESULT = {"steps", "first_loss", "last_loss", "best", "kept", "adapter_delta_norm", "peak_rss_bytes", "wall_seconds"}
 PLAN = {
     *("examples", "validation", "steps", "epochs", "tokens", "computed_tokens", "answer_tokens"),
-    *("trainable", "parameters", "batch", "seconds", "peak_rss_bytes", "probe_tokens_per_second"),
+    *("trainable", "parameters", "batch", "processes", "seconds", "peak_rss_bytes", "probe_tokens_per_second"),
 }
 
 

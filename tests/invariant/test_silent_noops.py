@@ -1,9 +1,11 @@
 """A run that can't have worked ends as an error, says so in ``status.json``, and keeps its last good checkpoint."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import helpers
 import tiny
@@ -11,6 +13,7 @@ from znatok.errors import DataError, ModelError, SystemFault, TrainingError, Usa
 from znatok.fast.backbone import Backbone
 from znatok.files import read_json
 from znatok.model import score
+from znatok.runs import Run
 from znatok.train import checkpoints, computation, engine
 from znatok.train.trainer import AnswerTrainer
 
@@ -182,6 +185,39 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(tiny_dir, pai
         helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
     assert helpers.status(tmp_path / "run") == "failed"
     assert checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail).name == "step-000002"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_disk_that_can_not_even_take_the_status_is_told(tiny_dir, pairs_file, tmp_path, monkeypatch, error):
+    def full(*_args, **_options):
+        raise error
+
+    status = Run.set_status
+
+    def set_status(self, state, **facts):
+        if state != "running":
+            full()
+        status(self, state, **facts)
+
+    monkeypatch.setattr(Run, "set_status", set_status)
+    monkeypatch.setattr("znatok.train.callbacks.append_jsonl", full)
+    with pytest.raises(SystemFault, match=r"run: can't be written or read: .*No space left on device; make room"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
+
+
+def test_a_run_that_was_removed_does_not_come_back(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def removed(*_args, **_options):
+        shutil.rmtree(run)
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("znatok.train.callbacks.append_jsonl", removed)
+    with pytest.raises(SystemFault, match="No such file or directory"):
+        helpers.trained(tiny_dir, pairs_file, run)
+    assert not run.exists()
 
 
 def test_a_question_that_leaves_no_room_for_an_answer_is_refused(tiny_dir, tmp_path):

@@ -339,6 +339,19 @@ def test_other_shells_can_read_their_script(shell, tmp_path):
     subprocess.run([program, "-n", script], check=True)
 
 
+# Streams that are not there
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_a_closed_stream_is_no_crash(tmp_path, closed):
+    command = f'"{sys.executable}" -m znatok model list {closed}'
+    done = subprocess.run(
+        [BASH, "-c", command], cwd=tmp_path, env=helpers.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
 # The newest run
 
 

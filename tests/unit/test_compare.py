@@ -12,7 +12,7 @@ from znatok.data.split import split
 from znatok.errors import DataError
 from znatok.eval.compare import ask_all, compare, plan_comparison
 from znatok.expert import Voice, open_expert
-from znatok.files import read_json, read_jsonl, sha256, write_text
+from znatok.files import read_json, read_jsonl, sha256, write_json, write_text
 from znatok.model.score import answer_losses
 from znatok.runs import Run
 from znatok.tokens.encode import EncodeRule, encode_pairs
@@ -59,6 +59,32 @@ def test_another_data_set_is_asked_its_own_validation_pairs(tmp_path, eval_files
     assert what.heldout_name == "validation"
     assert what.heldout == split(read_pairs(data).pairs, 0.3, 7).validation
     assert len(what.heldout) == 3
+
+
+def test_a_run_with_a_validation_file_of_its_own_is_measured_on_that(tmp_path, eval_files):
+    """All of its data was trained: a share split off again would measure what it has seen."""
+    data = tiny.write_pairs(tmp_path / "other.jsonl", tiny.PAIRS[:6])
+    own = tiny.write_pairs(tmp_path / "dev.jsonl", tiny.PAIRS[6:])
+    what = planned(untrained(tmp_path, data, data_options={"val_path": str(own), "val_share": 0.3}))
+    assert [(pair.prompt, pair.response) for pair in what.heldout] == tiny.PAIRS[6:]
+    own.unlink()
+    with pytest.raises(DataError, match=r"dev\.jsonl"):
+        planned(Run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("which", ["data", "validation"])
+def test_data_that_changed_since_the_training_hold_nothing_out(tmp_path, which):
+    data = tiny.write_pairs(tmp_path / "other.jsonl", tiny.PAIRS[:6])
+    own = tiny.write_pairs(tmp_path / "dev.jsonl", tiny.PAIRS[6:])
+    options = {"val_path": str(own)} if which == "validation" else {"val_share": 0.3}
+    run = untrained(tmp_path, data, data_options=options)
+    file = own if which == "validation" else data
+    write_json(run.manifest, {which: {"sha256": sha256(file)}})
+    assert planned(run).heldout
+    with file.open("a", encoding="utf-8") as more:
+        more.write('{"prompt": "Новый вопрос?", "response": "Да."}\n')
+    with pytest.raises(DataError, match=r"has changed since the training.*--heldout"):
+        planned(run)
 
 
 def test_the_files_named_come_before_all_others(tmp_path, eval_files, pairs_file):

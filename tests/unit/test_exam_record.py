@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from znatok.errors import DataError, UsageError
+from znatok.errors import DataError, SystemFault, UsageError
+from znatok.exam.arms import Store
 from znatok.exam.items import ChoiceItem, OpenItem, PairItem
 from znatok.exam.record import About, Record, asked, curve, is_record, read_records, together, write_record
 
@@ -30,6 +31,29 @@ def test_what_is_written_is_read_back(tmp_path):
     assert is_record(tmp_path)
     assert is_record(tmp_path / "s1.jsonl")
     assert found[0].texts() == [{"text": "ru", "arm": "base", "run": "", "windows": [[3.0, 8]]}]
+
+
+def test_an_answer_may_hold_any_line_end_but_the_files_own(tmp_path):
+    text = "200\u2028°C\u2029и\x85всё\nтут"
+    record = Record(ABOUT, [{**LINE, "text": text}])
+    write_record(record, tmp_path / "base.jsonl")
+    assert read_records(tmp_path / "base.jsonl")[0].lines[0]["text"] == text
+    Store(tmp_path / "measured.jsonl").put("key", text)
+    assert Store(tmp_path / "measured.jsonl").known == {"key": text}
+
+
+def test_what_was_measured_before_a_crash_is_kept(tmp_path):
+    path = tmp_path / "measured.jsonl"
+    Store(path).put("first", "сопло")
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: whole.index("о".encode()) + 1])  # cut within a letter
+    assert Store(path).known == {"first": "сопло"}
+
+
+def test_a_cache_that_can_not_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemFault, match="can't be written"):
+        Store(tmp_path / "file" / "measured.jsonl").put("key", 1)
 
 
 def test_a_run_directory_is_no_record(tmp_path):

@@ -9,6 +9,7 @@ import zipfile
 import huggingface_hub
 import pytest
 
+from znatok.cli import main
 from znatok.errors import ModelError, SystemFault
 from znatok.model import catalogue, digests, download
 
@@ -222,6 +223,15 @@ def test_a_damaged_file_is_refused_with_the_remedy_and_force_is_that_remedy(inde
 
 def test_verifying_what_is_not_there_says_so(index):
     assert catalogue.verify("tiny").state == "missing"
+
+
+def test_the_exit_code_tells_a_script_what_was_found(index, capsys):
+    assert main(["model", "verify", "tiny"]) == 4
+    path = catalogue.get("tiny")
+    assert main(["model", "verify", "tiny"]) == 0
+    path.write_bytes(WHOLE[:-1] + b"X")
+    assert main(["model", "verify", "tiny", "--json"]) == 4
+    assert capsys.readouterr().out.splitlines()[:2] == ["tiny: missing", "tiny: whole"]
 
 
 def test_verifying_reads_the_file_even_if_its_time_stamp_is_old(index):

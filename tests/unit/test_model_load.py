@@ -317,3 +317,22 @@ def test_a_tied_catalogue_model_is_not_compared_again(tmp_path, monkeypatch):
     model = gguf_files.model("qwen2")
     path = gguf_files.write(tmp_path / "t.gguf", model, head=model.model.embed_tokens.weight)
     assert gguf.load_gguf(path, torch.float32, tied=True).model.config.tie_word_embeddings
+
+
+# Files that were made to hurt
+
+
+@pytest.mark.parametrize("text", ['{"hidden_size": ' + "9" * 5000 + "}", "[" * 100_000, '{"a": NaN', "\ud800"])
+def test_json_that_python_will_not_read_is_an_error_of_ours(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(ModelError, match=r"config\.json: can't be read as JSON"):
+        directory.read_json(path)
+
+
+def test_a_header_with_an_endless_shape_is_damage(tmp_path):
+    header = b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelError, match="damaged"):
+        directory.safetensors_shapes(path)

@@ -64,7 +64,7 @@ def plan_comparison(
     """Choose what to ask: the files named, else the project's own, else the run's validation pairs.
 
     Raises:
-        DataError: a file can't be read, or no held-out pair is to be had.
+        DataError: a file can't be read or is not the one of the training any more, or no held-out pair is to be had.
     """
     trained = TrainConfig.from_toml(run.options) if run.options.is_file() else TrainConfig()
     data = Path(trained.data.data_path)
@@ -73,8 +73,7 @@ def plan_comparison(
     if held is not None:
         pairs, name = read_pairs(held).pairs, held.name
     else:
-        known = read_pairs(data, skip_bad=trained.data.skip_bad).pairs
-        pairs, name = split(known, trained.data.val_share, trained.train.seed).validation, "validation"
+        pairs, name = validated(run, trained), "validation"
     if not pairs:
         raise DataError("no held-out pairs: name a file of pairs that were not trained with --heldout")
     return Comparison(
@@ -85,6 +84,25 @@ def plan_comparison(
         sample=sample,
         seed=seed,
     )
+
+
+def validated(run: Run, trained: TrainConfig) -> tuple[Pair, ...]:
+    """Return the pairs that a run was validated on: its own file of them, or the share that was split off.
+
+    Raises:
+        DataError: the file can't be read, or holds other pairs now, of which some may have been trained.
+    """
+    own = trained.data.val_path
+    path = Path(own or trained.data.data_path)
+    found = read_pairs(path, skip_bad=trained.data.skip_bad)
+    then = run.read_manifest().get("validation" if own else "data") or {}
+    if then.get("sha256", found.sha256) != found.sha256:
+        raise DataError(
+            "{path}: it has changed since the training, so what was held out is not known any more; name a file of"
+            " pairs that were not trained with --heldout",
+            path=path,
+        )
+    return found.pairs if own else split(found.pairs, trained.data.val_share, trained.train.seed).validation
 
 
 def _beside(data: Path, name: Path) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from znatok import __version__
+from znatok.errors import SystemFault
 from znatok.expert import Expert, Voice
 from znatok.generate.engine import Answer, Request
 
@@ -53,7 +54,7 @@ class Store:
         self.path = path
         self.known: dict[str, Any] = {}
         if path is not None and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().split(b"\n"):  # no other line ends: an answer may hold U+2028
                 try:
                     key, value = json.loads(line)
                 except ValueError:
@@ -63,10 +64,14 @@ class Store:
     def put(self, key: str, value: Any) -> None:
         """Keep a result, on disk at once."""
         self.known[key] = value
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([key, value], ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise SystemFault("{path}: can't be written: {why}", path=self.path, why=error.strerror) from error
 
 
 def fingerprint(*parts: Any) -> str:

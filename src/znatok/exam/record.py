@@ -137,7 +137,7 @@ def read_records(path: Path) -> list[Record]:
 def _read(path: Path) -> Record:
     place = shown_path(path)
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         about, rest = dict(lines[0]), lines[1:]
         known = about.pop("kind") == "about" and about.pop("form") == FORM
         record = Record(About(**about), rest, place)

@@ -22,6 +22,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -120,7 +121,7 @@ def attach(model: PreTrainedModel, directory: Path, *, trainable: bool = False) 
     try:
         with _quiet_peft(), torch.random.fork_rng(devices=[]):
             adapted = PeftModelForCausalLM(model, config)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # of the latter kind where it trains tokens that the base does not have
         raise _other_base(directory, str(error).splitlines()[0][:200], bases) from error
     if difference := _difference(adapted, tensors):
         adapted.unload()  # leaves the base as it was
@@ -143,7 +144,7 @@ def attach_another(model: PeftModel, directory: Path, name: str) -> None:
     try:
         with _quiet_peft(), torch.random.fork_rng(devices=[]):
             model.add_adapter(name, config)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # of the latter kind where it trains tokens that the base does not have
         raise _other_base(directory, str(error).splitlines()[0][:200], bases) from error
     if difference := _difference(model, tensors, name):
         model.delete_adapter(name)
@@ -239,7 +240,10 @@ def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
         found = _("adapter_model.bin, a pickle, which can run code") if pickled else _("no weights")
         raise ModelError("{path}: {found}; expected {name}", path=directory, found=found, name=WEIGHTS)
     safetensors_shapes(path)  # refuses a file cut short or made longer
-    tensors: dict[str, torch.Tensor] = load_file(path)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ModelError("{path}: can't be read: {why}; get it anew", path=path, why=error) from error
     _refuse_infinite(tensors, path)
     return tensors
 

@@ -117,7 +117,7 @@ def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             if first != end or last - first != math.prod(shapes[name]) * ITEM_BYTES.get(entry["dtype"], 1):
                 raise damaged(file, size, "?")
             end = last
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, ModelError):
             raise
         raise damaged(file, size, "?") from error
@@ -176,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON:
             raise ModelError("{path}: {size} bytes of JSON; expected a small file", path=path, size=path.stat().st_size)
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:  # a number of 5000 digits is a ValueError of its own
         raise ModelError("{path}: can't be read as JSON: {why}", path=path, why=error) from error
     if not isinstance(value, dict):
         raise ModelError("{path}: expected a JSON object", path=path)

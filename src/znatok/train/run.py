@@ -7,7 +7,7 @@ encode, inject the adapter, plan, train, check that something was learned, keep 
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from znatok.config import TrainConfig
-from znatok.errors import TrainingError, UsageError, _
+from znatok.errors import SystemFault, TrainingError, UsageError, _
 from znatok.fast.memory import keep_freed_memory
 from znatok.files import write_text
 from znatok.logs import peak_rss_bytes, say, silence, warn
@@ -170,7 +171,14 @@ def recorded(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "exit_code", 0) in {130, 143}
-        run.set_status("interrupted" if stopped else "failed", error=str(error)[:500])
+        if run.path.is_dir():  # whoever removed it does not want it back
+            with suppress(OSError):  # a full disk: what happened is worth more than what can't be written of it
+                run.set_status("interrupted" if stopped else "failed", error=str(error)[:500])
+        if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, BrokenPipeError):
+            raise SystemFault(
+                "{path}: can't be written or read: {why}; make room or mend the disk, then go on with --resume",
+                path=run.path, why=getattr(error, "strerror", None) or str(error),
+            ) from error  # fmt: skip
         raise
     run.set_status("finished")
 

@@ -5,7 +5,7 @@ from argparse import Namespace
 from typing import Any
 
 from znatok import config
-from znatok.errors import _
+from znatok.errors import ModelError, _
 from znatok.verbs.verb import json_flag, show
 
 
@@ -39,6 +39,7 @@ def model(args: Namespace, _words: list[str]) -> int:
     else:
         result = catalogue.verify(args.name)
         show(dataclasses.asdict(result), [f"{args.name}: {result.state}"], as_json=args.json)
+        return 0 if result.ok else ModelError.exit_code
     return 0
 
 

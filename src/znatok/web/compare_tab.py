@@ -167,6 +167,6 @@ def add_vote(path: Path, vote: State) -> None:
 
 def tally(path: Path) -> str:
     """Return how the votes stand."""
-    votes = [json.loads(line)["vote"] for line in path.read_text(encoding="utf-8").splitlines()]
+    votes = [json.loads(line)["vote"] for line in path.read_text(encoding="utf-8").split("\n") if line]
     counts = {name: votes.count(name) for name in ("tuned", "base", "equal")}
     return _("votes: tuned {tuned}, base {base}, no difference {equal}", **counts)
