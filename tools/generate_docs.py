@@ -2,11 +2,14 @@
 
 * ``docs/options.md`` and ``docs/options.ru.md``: every option, from the dataclasses in ``znatok.config``.
 * ``docs/commands.md``: the live ``--help`` of every verb and of both scripts.
+* ``docs/reliability.md``: what can go wrong, what znatok does then, and the tests that provoke it, from
+  ``docs/reliability.toml``; a row without test, reason or a word on what is missing, and a test not there, are errors.
 * The file tree in both READMEs, between ``<!-- tree:start -->`` and ``<!-- tree:end -->``, from ``docs/tree.toml``: a
   top-level entry tracked by git, or a module of the package, without a caption is an error.
 """
 
 import argparse
+import ast
 import dataclasses
 import math
 import os
@@ -195,6 +198,58 @@ def commands_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+# Faults
+
+FAULTS = Path("docs/reliability.toml")
+
+
+def reliability_page(table: dict[str, Any], known: set[str]) -> tuple[str, Problems]:
+    """Return ``docs/reliability.md`` and what is wrong with its table.
+
+    Args:
+        table: ``lead``, ``area`` (name -> heading) and the rows ``fault``: number, area, fault, promise, and tests or a
+            reason why none is needed; ``open`` says what no test provokes yet.
+        known: every test there is, ``file::name``.
+    """
+    problems = []
+    lines = ["# Reliability", "", *table["lead"].strip().split("\n"), ""]
+    faults = table["fault"]
+    for fault in faults:
+        place = f"{FAULTS}: {fault['number']}"
+        problems += [f"{place}: {test} is not there" for test in fault.get("tests", []) if test not in known]
+        if fault.get("tests") and fault.get("reason"):
+            problems.append(f"{place}: a row with tests needs no reason why it has none")
+        if not (fault.get("tests") or fault.get("reason") or fault.get("open")):
+            problems.append(f"{place}: needs tests, a reason why it needs none, or a word on what is missing")
+    if [fault["number"] for fault in faults] != list(range(1, len(faults) + 1)):
+        problems.append(f"{FAULTS}: the numbers are not 1, 2, 3, …")
+    for area, heading in table["area"].items():
+        lines += [f"## {heading}", "", "| | what goes wrong | what znatok does | seen by |", "|--:|---|---|---|"]
+        lines += [_fault_row(fault) for fault in faults if fault["area"] == area]
+        lines.append("")
+    left = [fault for fault in faults if fault.get("open")]
+    if left:
+        lines += ["## Not provoked yet", "", *(f"* {fault['number']}: {fault['open']}" for fault in left), ""]
+    return "\n".join(lines).rstrip() + "\n", problems
+
+
+def _fault_row(fault: dict[str, Any]) -> str:
+    seen = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in fault.get("tests", [])) or fault.get("reason", "")
+    cells = (str(fault["number"]), fault["fault"], fault["promise"], seen)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def test_ids(names: set[str]) -> set[str]:
+    """Return ``file::name`` of every test in these files."""
+    found = set()
+    for name in names:
+        if name.startswith("tests/") and name.endswith(".py"):
+            tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+            functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+            found |= {f"{name}::{node.name}" for node in functions if node.name.startswith("test_")}
+    return found
+
+
 # The tree
 
 
@@ -276,6 +331,9 @@ def pages() -> tuple[dict[Path, str], Problems]:
     tracked = git_files("--cached")
     present = tracked | git_files("--others", "--exclude-standard")
     problems = tree_problems(captions, tracked, present)
+    table = tomllib.loads((ROOT / FAULTS).read_text(encoding="utf-8"))
+    made[Path("docs/reliability.md")], wrong = reliability_page(table, test_ids(present))
+    problems += wrong
     for language, path in READMES.items():
         text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
         whole = with_tree(text, tree_block(captions, present, language))

@@ -91,3 +91,49 @@ def test_check_writes_nothing_and_fails_on_a_difference(docs, monkeypatch, tmp_p
     assert list(tmp_path.iterdir()) == []
     assert docs.main([]) == 0
     assert docs.main(["--check"]) == 0
+
+
+# Faults
+
+TABLE = {
+    "lead": "What can go wrong.\n",
+    "area": {"data": "Data", "web": "The page"},
+    "fault": [
+        {"number": 1, "area": "data", "fault": "no | file", "promise": "says so", "tests": ["tests/a.py::test_a"]},
+        {"number": 2, "area": "web", "fault": "a storm", "promise": "nothing", "tests": [], "reason": "it is indoors"},
+    ],
+}
+
+
+def test_a_fault_is_shown_with_the_tests_that_provoke_it(docs):
+    page, problems = docs.reliability_page(TABLE, {"tests/a.py::test_a"})
+    assert problems == []
+    assert "| 1 | no \\| file | says so | `a.py::test_a` |" in page
+    assert "| 2 | a storm | nothing | it is indoors |" in page
+    assert page.index("## Data") < page.index("no \\| file") < page.index("## The page") < page.index("a storm")
+    assert "Not provoked yet" not in page
+
+
+def test_a_fault_without_test_or_reason_fails_and_so_does_a_test_that_is_not_there(docs):
+    first, second = TABLE["fault"]
+    for row, said in (
+        (first | {"tests": []}, "needs tests, a reason"),
+        (first | {"reason": "and a reason too"}, "needs no reason"),
+        (first | {"tests": ["tests/a.py::test_b"]}, "tests/a.py::test_b is not there"),
+        (first | {"number": 3}, "the numbers are not"),
+    ):
+        _page, problems = docs.reliability_page(TABLE | {"fault": [row, second]}, {"tests/a.py::test_a"})
+        assert len(problems) == 1
+        assert said in problems[0]
+
+
+def test_what_no_test_provokes_yet_is_listed(docs):
+    rows = [TABLE["fault"][0] | {"open": "a file on the moon"}, TABLE["fault"][1]]
+    page, problems = docs.reliability_page(TABLE | {"fault": rows}, {"tests/a.py::test_a"})
+    assert problems == []
+    assert page.endswith("## Not provoked yet\n\n* 1: a file on the moon\n")
+
+
+def test_tests_are_found_by_their_names(docs):
+    own = f"tests/unit/test_generate_docs.py::{test_tests_are_found_by_their_names.__name__}"
+    assert own in docs.test_ids({"tests/unit/test_generate_docs.py", "README.md"})
