@@ -97,8 +97,8 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def chat_parser(prog: str) -> config.Parser:
-    """Return the parser of every spelling of chat."""
+def chat_parser(prog: str, *, once: bool = False) -> config.Parser:
+    """Return the parser of every spelling of chat; ``once`` is for a single answer, which keeps no typed lines."""
     parser = config.Parser(prog=prog, description=_("Talk with a base or a tuned model."))
     config.add_options(parser, config.ModelOptions)
     talk = parser.add_argument_group(_("Dialogue"))
@@ -106,14 +106,16 @@ def chat_parser(prog: str) -> config.Parser:
         "--model_dir", "--model-dir", metavar="DIR", help=_("run or adapter directory; without it the base answers")
     )
     talk.add_argument("--test_seed", "--test-seed", type=int, default=42, metavar="INT", help=_("seed of every answer"))
-    talk.add_argument("--questions", metavar="FILE", help=_("answer every question of a file, then leave"))
+    if not once:
+        talk.add_argument("--questions", metavar="FILE", help=_("answer every question of a file, then leave"))
     talk.add_argument("--system", default=None, metavar="TEXT", help=_("system message instead of the trained one"))
     talk.add_argument(
         "--knowledge", metavar="FILE", help=_("facts, pairs or Markdown to look answers up in; they cite its lines")
     )
-    talk.add_argument(
-        "--no_history", "--no-history", action="store_true", help=_("neither read nor keep what is typed")
-    )
+    if not once:
+        talk.add_argument(
+            "--no_history", "--no-history", action="store_true", help=_("neither read nor keep what is typed")
+        )
     talk.add_argument("--base", action="store_true", help=_("start with the base model's voice"))
     config.add_options(parser, config.EngineOptions)
     config.add_options(parser, config.SampleOptions)

@@ -288,6 +288,31 @@ def test_parts_of_a_file_are_one_json_document(pairs_file, tmp_path, tiny_dir, c
     assert 0 < sum(shown["trained"]) < len(shown["ids"])
 
 
+def test_a_part_is_not_written_over_another_or_over_its_source(pairs_file, tmp_path, capsys):
+    whole, here = pairs_file.read_bytes(), str(tmp_path / "x.jsonl")
+    assert cli.main(["data", "split", str(pairs_file), "--out", here, here]) == 2
+    assert "named for two outputs" in capsys.readouterr().err
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("", encoding="utf-8")
+    expand = ["data", "expand", "--facts", str(facts), "--wordings", str(pairs_file)]
+    for words in (
+        ["data", "split", str(pairs_file), "--out", here, str(pairs_file)],
+        ["data", "dedupe", str(pairs_file), "--out", str(pairs_file)],
+        [*expand, "--out", str(pairs_file)],
+        [*expand, "--out", here, "--dev", str(facts)],
+    ):
+        assert cli.main(words) == 2
+        assert "would replace the file it is made from" in capsys.readouterr().err
+    assert pairs_file.read_bytes() == whole
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_place_that_can_not_be_written_is_said(pairs_file, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    assert cli.main(["data", "dedupe", str(pairs_file), "--out", str(tmp_path / "folder")]) == 5
+    assert "can't be written" in capsys.readouterr().err
+
+
 # Completion
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from znatok import config
 from znatok.data.schema import Pair
-from znatok.errors import DataError, UsageError, _
+from znatok.errors import DataError, SystemFault, UsageError, _
 from znatok.files import read_jsonl, write_jsonl
 from znatok.verbs.verb import json_flag, show
 
@@ -128,6 +128,7 @@ def split_data(args: Namespace) -> int:
 
     if not 0 < args.share < 1:
         raise UsageError("--share {value}: expected a number between 0 and 1", value=args.share)
+    refuse_overlap(args.out, [args.file])
     parts = split(read_pairs(args.file).pairs, args.share, args.seed)
     for note in parts.notes:
         say(note)
@@ -153,6 +154,7 @@ def dedupe_data(args: Namespace) -> int:
     from znatok.data.load import read_pairs
     from znatok.logs import say
 
+    refuse_overlap([args.out], [args.file])
     pairs = read_pairs(args.file).pairs
     repeated = {found.second: found for found in duplicates(pairs) if found.part in {"prompt", "both"}}
     for found in repeated.values():
@@ -175,10 +177,24 @@ def dedupe_data(args: Namespace) -> int:
 
 def _write_lines(source: Path, target: Path, lines: set[int]) -> None:
     """Write the records of some lines with all their keys."""
-    if target.exists() and target.samefile(source):
-        raise UsageError("{path}: would replace the file it is made from; name another one", path=target)
     text = source.read_text(encoding="utf-8-sig").split("\n")
-    write_jsonl(target, [json.loads(line) for number, line in enumerate(text, 1) if number in lines])
+    _write_rows(target, [json.loads(line) for number, line in enumerate(text, 1) if number in lines])
+
+
+def _write_rows(target: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        write_jsonl(target, rows)
+    except OSError as error:
+        raise SystemFault("{path}: can't be written: {why}", path=target, why=error.strerror or str(error)) from error
+
+
+def refuse_overlap(targets: Sequence[Path], sources: Sequence[Path]) -> None:
+    """Raise UsageError where a file would be written twice, or over one that it is made from."""
+    for number, target in enumerate(targets):
+        if any(target.resolve() == other.resolve() for other in targets[:number]):
+            raise UsageError("{path}: named for two outputs; name another one", path=target)
+        if any(target.exists() and source.exists() and target.samefile(source) for source in sources):
+            raise UsageError("{path}: would replace the file it is made from; name another one", path=target)
 
 
 def _add_leaks(parser: Any) -> None:
@@ -266,6 +282,10 @@ def expand_data(args: Namespace) -> int:
     from znatok.lexicon import phrases_of
     from znatok.retrieve import Knowledge, Passage
 
+    strangers = [args.strangers] if args.strangers else []
+    refuse_overlap(
+        [args.out, *([args.dev] if args.dev else [])], [args.facts, *args.wordings, *args.against, *strangers]
+    )
     facts = read_facts(args.facts)
     exposures = [one for path in args.wordings for one in read_exposures(path, facts)]
     tests = [test for path in args.against for test in questions_of(path)]
@@ -279,9 +299,9 @@ def expand_data(args: Namespace) -> int:
         Mixture(informed=args.informed, most=args.most, seed=args.seed),
         read_strangers(args.strangers) if args.strangers else Strangers(),
     )
-    write_jsonl(args.out, [one.to_json() for one in made.train])
+    _write_rows(args.out, [one.to_json() for one in made.train])
     if args.dev:
-        write_jsonl(args.dev, [one.to_json() for one in made.dev])
+        _write_rows(args.dev, [one.to_json() for one in made.dev])
     result = {"pairs": len(made.train), "dev": len(made.dev), "kinds": made.counts(), "left_out": dict(made.left_out)}
     lines = [_("{path}: pairs {count}", path=args.out, count=len(made.train))]
     lines += [f"  {count:5} {kind}" for kind, count in made.counts().items()]

@@ -26,7 +26,7 @@ def chat(args: Namespace, words: list[str]) -> int:
 
 def ask_flags() -> config.Parser:
     """Return the flags of ``ask``."""
-    parser = chat_parser("znatok ask")
+    parser = chat_parser("znatok ask", once=True)
     parser.add_argument("question", nargs="*", help=_("the question; standard input is put before it when piped"))
     json_flag(parser)
     return parser
