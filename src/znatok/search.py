@@ -99,8 +99,9 @@ def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] 
     # what is proposed next follows from the seed, the worker and how far the study is: begun anew, it goes the same way
     seed = config.train.seed + 1000 * len(study.trials) + 10**6 * options.worker
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=seed)
-    if not study.trials and options.worker == 0:  # of several that begin at once, one tries the recipe itself
-        study.enqueue_trial({name: value for name, value in start(config).items() if name not in stated})
+    if options.worker == 0:  # of several that begin at once, one tries the recipe itself
+        own = {name: value for name, value in start(config).items() if name not in stated}
+        study.enqueue_trial(own, skip_if_exists=True)
     searched = [name for name in SPACE if name not in stated]
 
     def objective(trial: Any) -> float:

@@ -198,7 +198,7 @@ def test_a_disk_that_can_not_even_take_the_status_is_told(tiny_dir, pairs_file, 
 
     def set_status(self, state, **facts):
         if state != "running":
-            full()
+            raise OSError(28, "No space left on device")
         status(self, state, **facts)
 
     monkeypatch.setattr(Run, "set_status", set_status)

@@ -49,10 +49,10 @@ class Plan:
     trainable: int
     parameters: int
     batch: int = 1
-    processes: int = 1
     seconds: float | None = None
     peak_rss_bytes: int | None = None
     probe_tokens_per_second: float | None = None
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict for ``manifest.json`` and ``--json``."""
