@@ -303,7 +303,7 @@ def test_what_llama_cpp_says_of_a_bad_file_is_in_the_error(place, tmp_path, capf
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 60)
     for model, adapter in ((tmp_path / "bad.gguf", None), (place[0], tmp_path / "bad.gguf")):
         server = LlamaServer(model, [adapter] if adapter else [], 128)
-        with pytest.raises(ModelError, match=r"llama\.cpp can't go on: .*(version|magic|gguf)"):
+        with pytest.raises(ModelError, match=r"llama\.cpp can't go on: .*(version|magic|gguf|header)"):
             server.wait()
         server.close()
     assert capfd.readouterr() == ("", "")
