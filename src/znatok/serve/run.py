@@ -135,7 +135,7 @@ def listen(options: ServeOptions) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((options.host, options.port))
-        except BaseException:
+        except OSError:
             listener.close()
             raise
     return listener
