@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -307,6 +308,28 @@ def test_what_llama_cpp_says_of_a_bad_file_is_in_the_error(place, tmp_path, capf
             server.wait()
         server.close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(10000000) %}{% for b in range(10000000) %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for a in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+        "{% for broken",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_a_hostile_template_in_the_file_is_not_even_read(tmp_path, template):
+    """At its start llama.cpp renders the template it has: the first would never end, the second take a terabyte."""
+    model = gguf_files.write(
+        tmp_path / "hostile.gguf", gguf_files.model("qwen2"), metadata={"tokenizer.chat_template": template}
+    )
+    server, engine, _tuned = opened(model)
+    killer = threading.Timer(30, server._process.kill)
+    killer.start()
+    assert engine.answers([request()])
+    killer.cancel()
+    server.close()
 
 
 def test_a_request_llama_cpp_refuses_is_an_error_with_its_reason(voices):

@@ -180,12 +180,25 @@ class TestWithoutACompilerThatWorks:
         assert built.reason.startswith("the compiler failed: ")
 
 
-def test_a_damaged_library_is_compiled_anew(build, gnu):
+@pytest.mark.parametrize("damage", ["another", "cut short", "bit flipped"])
+def test_a_damaged_library_is_compiled_anew(build, gnu, damage):
+    """The system's loader would take most of these: one that is cut short kills the process at its first page."""
     path = compiler._cached(gnu)  # not by build(), which loads it: a library that is loaded is not read again
-    whole = path.stat().st_size
-    path.write_bytes(b"\x7fELF nothing")
-    assert build().library is not None
-    assert path.stat().st_size == whole
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    damaged = {"another": b"\x7fELF nothing", "cut short": whole[: len(whole) // 2], "bit flipped": bytes(flipped)}
+    path.write_bytes(damaged[damage])
+    assert build().library.second() == 2
+    assert path.read_bytes() == whole
+
+
+def test_only_the_newest_libraries_are_kept(build, gnu, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "KEPT", 2)
+    for number in (3, 4, 5):
+        compiler.SOURCE.write_text(SECOND.replace("2;", f"{number};"), encoding="utf-8")
+        assert build().library.second() == number
+    assert len(kept(tmp_path)) == 2
 
 
 def test_a_compiler_that_makes_nothing_of_use_is_no_crash(build, gnu, monkeypatch):

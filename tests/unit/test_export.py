@@ -11,6 +11,7 @@ import gguf
 import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import filter_repo_objects
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -346,7 +347,7 @@ def test_a_card_says_what_it_is_made_of_and_loads_in_peft(publishable, tiny_dir,
     )
     assert {path.name for path in made.path.iterdir()} <= {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja",
+        "chat_template.jinja", module.MARK,
     }  # fmt: skip
 
 
@@ -404,6 +405,8 @@ def test_the_hub_gets_the_folder_private_unless_told_otherwise(publishable, tmp_
     assert (name, created["private"]) == ("me/mine", not public)
     assert sent["repo_id"] == "me/mine"
     assert sent["files"] == sorted(path.name for path in made.path.iterdir())
+    goes = set(filter_repo_objects(sent["files"], ignore_patterns=sent["ignore_patterns"]))
+    assert set(sent["files"]) - goes == {module.MARK}
     assert made.hint == "https://huggingface.co/me/mine"
 
 

@@ -191,6 +191,16 @@ def test_checkpoints_and_formats_have_files_of_their_own(tmp_path, home):
     assert not torch.equal(*kept)
 
 
+def test_the_cache_keeps_the_models_that_were_used_last(tmp_path, home, monkeypatch):
+    monkeypatch.setattr(quantised, "KEPT", 2)
+    (tmp_path / "other").mkdir()
+    one, two = made("qwen2.gguf", tmp_path)[0], made("qwen2.gguf", tmp_path / "other", seed=1)[0]
+    for source, dtype in ((one, torch.float32), (two, torch.float32), (one, torch.float32), (one, torch.bfloat16)):
+        load_quantised(source, dtype)
+    kept = {cache_path(one, torch.float32), cache_path(one, torch.bfloat16)}
+    assert set((home / "int8").iterdir()) == kept
+
+
 @pytest.mark.parametrize("damage", ["cut short", "empty", "no safetensors"])
 def test_a_damaged_file_is_made_anew(gguf_source, damage):
     expected = tensors(load_quantised(gguf_source, torch.float32)[0])

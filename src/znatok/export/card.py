@@ -3,6 +3,7 @@
 Nothing of the machine it was trained on goes along: no path, no name, no log.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 
 from znatok.errors import ModelError, SystemFault, UsageError
 from znatok.files import home, read_json, write_json, write_text
+from znatok.model.download import without_token
 from znatok.runs import Run
 
 CONFIG, CARD = "adapter_config.json", "README.md"
@@ -82,10 +84,15 @@ def _made_of(manifest: dict[str, Any]) -> str:
         "system message": manifest["chat"]["system"] or "none",
         "number format while training": manifest["dtype"],
         **manifest["lora"],
-        **manifest["options"],
+        **{name: _untold(value) for name, value in manifest["options"].items()},
     }
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     return "\n".join(["## What it was made of", "", "| | |", "|---|---|", *lines])
+
+
+def _untold(value: Any) -> Any:
+    """Return an option without the place of the file it names on this machine."""
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value  # noqa: PTH117
 
 
 def _cell(value: Any) -> str:
@@ -93,12 +100,23 @@ def _cell(value: Any) -> str:
 
 
 def refuse_paths(folder: Path, paths: list[str]) -> None:
-    """Raise ModelError where a text of a folder holds one of these paths."""
+    """Raise ModelError where a text of a folder holds one of these paths, or a config any path of this machine."""
     for file in sorted(folder.iterdir()):
         text = file.read_text(encoding="utf-8", errors="replace") if file.suffix in TEXTS else ""
-        for path in paths:
-            if len(path) > 1 and path in text:
-                raise ModelError("{path}: it tells {found}, a path of this machine", path=file.name, found=path)
+        found = [path for path in paths if len(path) > 1 and path in text]
+        if file.name.endswith("_config.json"):
+            found += _paths_in(read_json(file))
+        if found:
+            raise ModelError("{path}: it tells {found}, a path of this machine", path=file.name, found=found[0])
+
+
+def _paths_in(value: Any) -> list[str]:
+    """Return the strings of a JSON value that are paths of something that is here."""
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return [path for one in inside for path in _paths_in(one)]
+    here = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)  # noqa: PTH110, PTH117  # any text
+    return [value] if here and len(value) > 1 else []
 
 
 def refuse_no_name(name: str) -> None:
@@ -123,10 +141,12 @@ def push(folder: Path, name: str, *, public: bool) -> str:
     api = HfApi(library_name="znatok")
     try:
         api.create_repo(name, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Adapter and card, by znatok")
+        api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Adapter and card, by znatok", ignore_patterns=".*"
+        )
     except HFValidationError as error:
         raise UsageError("--hub_name {name}: expected user/name", name=name) from error
     except OSError as error:  # which all errors of the hub are
-        why = " ".join(str(error).split())[:200]
+        why = " ".join(without_token(str(error)).split())[:200]
         raise SystemFault("the hub: {why}; log in with «hf auth login», or set HF_TOKEN", why=why) from error
     return f"https://huggingface.co/{name}"

@@ -4,9 +4,10 @@
 place: a model that answers otherwise than the one that was trained is an error, not a file.
 """
 
+import contextlib
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from znatok.config import ExportOptions, ModelOptions
-from znatok.errors import ModelError, SystemFault, UsageError
+from znatok.errors import DataError, ModelError, SystemFault, UsageError
 from znatok.expert import Expert, open_expert
 from znatok.export import parity
 from znatok.export.card import push, refuse_no_name, write_publishable
@@ -22,13 +23,15 @@ from znatok.export.merge import save_merged
 from znatok.export.merged_gguf import file_bytes, write_gguf
 from znatok.export.ollama import modelfile
 from znatok.export.parity import ADAPTER, MODEL, MODELFILE
-from znatok.files import write_json, write_text
+from znatok.files import read_json, write_json, write_text
 from znatok.logs import say
+from znatok.model.adapters import read_adapter_config
 from znatok.model.gguf_header import read_header
-from znatok.model.lora_gguf import write_lora_gguf
-from znatok.runs import Run, held
+from znatok.model.lora_gguf import BEYOND_LORA, write_lora_gguf
+from znatok.runs import Run, held, slug
 
 CHECKED = "parity.json"
+MARK = ".znatok-export.json"  # names the files of an export, so that --force replaces nothing else
 SPARE = 1.05  # of the bytes that are needed: a full disk is a bad neighbour
 
 
@@ -58,6 +61,8 @@ def export(run: Run, options: ExportOptions) -> Exported:
     refuse_used(target, force=options.force)
     if options.to in {"card", "hub"}:
         return _published(run, options, target)
+    if run.has_adapter():
+        refuse_more_than_lora(run)
     with held(run):
         expert = open_expert(ModelOptions(model_name=options.model_name, dtype="float32"), run, "", "torch")
         refuse_full(target, needed(expert, options))
@@ -70,7 +75,7 @@ def export(run: Run, options: ExportOptions) -> Exported:
                 for line in found.lines():
                     say(line)
                 found.refuse_failed(options.to)
-    return Exported(target, found, HINTS[options.to].format(path=target, name=run.path.name.lower()))
+    return Exported(target, found, hint_of(options.to, run, target))
 
 
 def _published(run: Run, options: ExportOptions, target: Path) -> Exported:
@@ -84,7 +89,7 @@ def _published(run: Run, options: ExportOptions, target: Path) -> Exported:
         with made_whole(target) as folder:
             write_publishable(run, folder)
     if options.to == "card":
-        return Exported(target, None, f"hf upload USER/{run.path.resolve().name} {target} --private")
+        return Exported(target, None, hint_of("card", run, target))
     return Exported(target, None, push(target, options.hub_name, public=options.public))
 
 
@@ -113,16 +118,41 @@ MAKERS: dict[str, Callable[[Expert, ExportOptions, Path], None]] = {
     "ollama": _ollama,
 }
 HINTS = {
-    "merged": "vllm serve {path}",
-    "gguf": "llama-server -m {path}/model.gguf",
-    "lora-gguf": "llama-server -m BASE.gguf --lora {path}/adapter.gguf",
-    "ollama": "cd {path} && ollama create {name} -f Modelfile",
+    "merged": "vllm serve {folder}",
+    "gguf": "llama-server -m {model}",
+    "lora-gguf": "llama-server -m BASE.gguf --lora {adapter}",
+    "ollama": "cd {folder} && ollama create {name} -f Modelfile",
+    "card": "hf upload USER/{title} {folder} --private",
 }
+
+
+def hint_of(to: str, run: Run, target: Path) -> str:
+    """Return the command that goes on from an export, quoted as a shell takes it."""
+    title = slug(run.path.resolve().name)
+    words = {
+        "title": title,
+        "name": title.lower(),
+        "folder": target,
+        "model": target / MODEL,
+        "adapter": target / ADAPTER,
+    }
+    return HINTS[to].format(**{key: shlex.quote(str(word)) for key, word in words.items()})
 
 
 def limits_of(options: ExportOptions) -> parity.Limits:
     """Return how far an export may be from its adapter: a file of four bits a little further."""
     return parity.LIMITS.get(options.quant, parity.FINE) if options.to in {"gguf", "ollama"} else parity.FINE
+
+
+def refuse_more_than_lora(run: Run) -> None:
+    """Raise ModelError for an adapter that does more than to add B·A to projections: merging would leave that out."""
+    config = read_adapter_config(run.path)
+    for key in BEYOND_LORA:
+        if getattr(config, key):
+            raise ModelError(
+                "{path}: {key} is set, and only --to card and hub hand that on; train a plain LoRA adapter",
+                path=run.path / "adapter_config.json", key=key,
+            )  # fmt: skip
 
 
 def gguf_file(expert: Expert) -> Path:
@@ -171,28 +201,34 @@ def refuse_used(target: Path, *, force: bool) -> None:
     if target.is_dir() and any(target.iterdir()):
         if not force:
             raise UsageError("--export_dir {path}: not empty; --force replaces what was exported there", path=target)
-        if strangers := sorted(path.name for path in target.iterdir() if not _ours(path)):
+        if strangers := sorted({path.name for path in target.iterdir()} - names_of(target)):
             raise UsageError(
                 "--export_dir {path}: {name} in it is nothing znatok exported; name another directory",
                 path=target, name=strangers[0],
             )  # fmt: skip
 
 
-def _ours(path: Path) -> bool:
-    return path.suffix in {".json", ".safetensors", ".gguf", ".jinja", ".md", ".txt"} or path.name == MODELFILE
+def names_of(target: Path) -> set[str]:
+    """Return the names of the files znatok exported to a directory, by what it noted there."""
+    with contextlib.suppress(OSError, DataError):
+        names = read_json(target / MARK).get("files")
+        return {MARK, *map(str, names)} if isinstance(names, list) else set()
+    return set()
 
 
-@contextmanager
+@contextlib.contextmanager
 def made_whole(target: Path) -> Iterator[Path]:
     """Yield a folder beside ``target`` that takes its place when the block ends well, and goes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.part")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    place = target.resolve()  # «.» has no name to put another one beside
+    folder = place.with_name(f".{place.name}.part")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         yield folder
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)
+        write_json(folder / MARK, {"files": sorted(path.name for path in folder.iterdir())})
+        shutil.rmtree(place, ignore_errors=True)
+        folder.replace(place)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         why = getattr(error, "strerror", None) or str(error)
         raise SystemFault("{path}: can't be written: {why}", path=target, why=why) from error

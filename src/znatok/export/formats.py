@@ -96,8 +96,8 @@ def as_stored(values: Tensor, kind: Any, name: str) -> Any:
         UsageError: a value is too large for half precision.
     """
     array = values.contiguous().numpy()
-    if kind is Kind.F16 and np.abs(array).max() > np.finfo(np.float16).max:
-        raise UsageError("--quant f16: {name} holds values too large for float16; take --quant bf16", name=name)
+    if kind not in {Kind.F32, Kind.BF16} and np.abs(array).max() > np.finfo(np.float16).max:  # scales of blocks, too
+        raise UsageError("--quant: {name} holds values too large for float16; take --quant bf16", name=name)
     if kind in K_QUANTS:
         from libgguf import quantize_rows
 

@@ -3,7 +3,7 @@
 Adding in bfloat16 would round twice, and lose what is smaller than a 256th of a weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from znatok.errors import UsageError
+from znatok.errors import ModelError, UsageError
 from znatok.expert import Expert
 from znatok.files import write_json, write_text
 
@@ -23,10 +23,15 @@ def merged_tensors(expert: Expert) -> Iterator[tuple[str, Tensor]]:
     """Yield (transformers' name, float32 values) of every weight with the adapter added in; a tied head is left out.
 
     The expert's own weights stay as they are.
+
+    Raises:
+        ModelError: a value is no number, or the adapter changes one end of a model whose embedding is its head.
     """
     base: Any = expert.loaded.model
     adapters = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
     tied = base.config.tie_word_embeddings
+    if tied:
+        _refuse_one_end(adapters)
     for name, parameter in base.named_parameters():
         if ".lora_" in name or (tied and name == "lm_head.weight"):
             continue
@@ -37,7 +42,20 @@ def merged_tensors(expert: Expert) -> Iterator[tuple[str, Tensor]]:
             module: Any = adapters[owner]
             (adapter,) = module.active_adapters
             values = values + module.get_delta_weight(adapter).to(values)
+        if not values.isfinite().all():
+            raise ModelError("{name} holds NaN or infinity in base or adapter; get both anew", name=plain)
         yield plain, values
+
+
+def _refuse_one_end(adapters: Iterable[str]) -> None:
+    """Raise ModelError where an adapter changes one end of a model whose embedding is its head."""
+    for name in adapters:
+        if name in {"model.embed_tokens", "lm_head"}:
+            raise ModelError(
+                "the adapter changes {name}, which is embedding and head in one here: merged, it would change both;"
+                " take --to card, or train without it",
+                name=name,
+            )
 
 
 def save_merged(expert: Expert, folder: Path, dtype: str) -> None:
@@ -49,6 +67,7 @@ def save_merged(expert: Expert, folder: Path, dtype: str) -> None:
         dtype: of the weights, as torch calls it.
 
     Raises:
+        ModelError: the adapter changes one end of a tied model.
         UsageError: a value is too large for that number format.
     """
     kind: torch.dtype = getattr(torch, dtype)

@@ -21,6 +21,7 @@ from znatok.export.metadata import Field, metadata_of_directory, metadata_of_fil
 from znatok.model import gguf_config
 from znatok.model.gguf import permute
 from znatok.model.gguf_names import tensor_names
+from znatok.model.gguf_writer import gguf_writer, loud
 
 ARCHITECTURES = {kind.__name__: name for name, kind in gguf_config.MODELS.items()}
 
@@ -39,8 +40,7 @@ def write_gguf(expert: Expert, path: Path, quant: str) -> None:
     """
     refuse_missing(quant)
     architecture = architecture_of(expert)
-    with files.replacing(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture)
+    with files.replacing(path) as temporary, gguf_writer(temporary, architecture) as writer:
         for field in metadata(expert, architecture, FORMATS[quant][1]):
             writer.add_key_value(field.key, field.value, field.kind, field.of)
         kinds = {}
@@ -51,8 +51,7 @@ def write_gguf(expert: Expert, path: Path, quant: str) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, values in arranged(expert, architecture):
-            writer.write_tensor_data(as_stored(values, kinds[name], name))
-        writer.close()
+            writer.write_tensor_data(loud(as_stored(values, kinds[name], name)))
 
 
 def architecture_of(expert: Expert) -> str:

@@ -14,6 +14,7 @@ from znatok.errors import ModelError
 from znatok.tokens.chat import ChatFormat, Message, Role
 
 CONTEXT = 4096
+UNQUOTED = re.compile(r'["\x00-\x1f]|\{\{|\}\}')
 CHATML = (
     '{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant{{ "\\n" }}'
 )
@@ -43,7 +44,7 @@ def modelfile(chat: ChatFormat, system: str, model: str) -> str:
         model: the GGUF file beside it.
 
     Raises:
-        ModelError: the system message can't be quoted.
+        ModelError: the system message or a token can't be quoted.
     """
     system = system.strip()
     if '"""' in system or system.endswith('"'):
@@ -52,6 +53,13 @@ def modelfile(chat: ChatFormat, system: str, model: str) -> str:
             " another --system"
         )
     names = {number: token for token, number in chat.tokenizer.get_vocab().items()}
+    for number in sorted({*chat.bos, *chat.stop_ids}):
+        if UNQUOTED.search(names[number]):
+            raise ModelError(
+                "the token {name} holds a quotation mark, a line break or braces, which a Modelfile can't quote;"
+                " take --to gguf",
+                name=ascii(names[number]),
+            )
     lines = [f"FROM ./{model}", f'TEMPLATE """{template(chat)}"""']
     if system:
         lines.append(f'SYSTEM """{system}"""')

@@ -129,10 +129,17 @@ class Parity:
             raise GateError(
                 "--to {to}: it answers otherwise than the adapter: a token it says trails by {lead:.2f} logits (at most"
                 " {lead_limit}), log probabilities are off by {drift} (at most {drift_limit}); nothing was kept;"
-                " take a finer --quant",
-                to=to, lead=self.largest_lead, lead_limit=self.limits.lead, drift=self.drift,
+                " {remedy}",
+                to=to, remedy=remedy(to), lead=self.largest_lead, lead_limit=self.limits.lead, drift=self.drift,
                 drift_limit=self.limits.drift,
             )  # fmt: skip
+
+
+def remedy(to: str) -> str:
+    """Return what may bring an export nearer to its adapter."""
+    if to == "merged":
+        return _("take --merged_dtype float32")
+    return _("take --to gguf, which needs no adapter beside it") if to == "lora-gguf" else _("take a finer --quant")
 
 
 class Heard(NamedTuple):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from znatok.errors import _
-from znatok.files import cache_home, replacing
+from znatok.files import cache_home, prune, replacing, sha256
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILE = (
@@ -37,6 +37,7 @@ LINK = (
     "-fopenmp",
 )  # apart from COMPILE: linked with -ffast-math, a library changes its host's rounding mode
 SECONDS = 120
+KEPT = 4  # libraries: of the newest versions of znatok, torch and the compiler
 
 
 class Built(NamedTuple):
@@ -60,19 +61,10 @@ def build() -> Built:
     if compiler is None:
         return Built(None, _("no C++ compiler found (g++)"))
     try:
-        return Built(_load(_cached(compiler)) or ctypes.CDLL(str(_cached(compiler))), _("compiled for this machine"))
+        return Built(ctypes.CDLL(str(_cached(compiler))), _("compiled for this machine"))
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         return Built(None, _("the compiler failed: {why}", why=lines[0][:200] if lines else type(error).__name__))
-
-
-def _load(path: Path) -> ctypes.CDLL | None:
-    """Load the library; one that is damaged (cut short, on a disk that lies) is thrown away."""
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        path.unlink()
-        return None
 
 
 def _cached(compiler: str) -> Path:
@@ -92,17 +84,30 @@ def _cached(compiler: str) -> Path:
         torch.__version__,
     )
     digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
-    path = cache_home() / "kernels" / f"{digest}.so"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch, replacing(path) as temporary:
-            compiled = Path(scratch) / "kernels.o"
-            for words in (
-                [compiler, *COMPILE, "-c", str(SOURCE), "-o", str(compiled)],
-                [compiler, *LINK, str(compiled), "-o", str(temporary)],
-            ):
-                subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS)
+    folder = cache_home() / "kernels"
+    return next(filter(_whole, folder.glob(f"{digest}-*.so")), None) or _compiled(compiler, folder, digest)
+
+
+def _compiled(compiler: str, folder: Path, digest: str) -> Path:
+    """Compile the library; its name ends with its own hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+        for words in (
+            [compiler, *COMPILE, "-c", str(SOURCE), "-o", str(compiled)],
+            [compiler, *LINK, str(compiled), "-o", str(linked)],
+        ):
+            subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS)
+        path = folder / f"{digest}-{sha256(linked)[:24]}.so"
+        with replacing(path) as temporary:
+            shutil.copyfile(linked, temporary)
+    prune(folder, KEPT)
     return path
+
+
+def _whole(path: Path) -> bool:
+    """Tell whether a library is the one that was compiled: to load one that is cut short can kill the process."""
+    return path.stem.endswith(f"-{sha256(path)[:24]}")
 
 
 def _cpu() -> str:

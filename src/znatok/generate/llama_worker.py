@@ -14,6 +14,9 @@ import os
 import sys
 from typing import Any, TextIO
 
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+"""In the place of the file's own, which llama.cpp would render at its start: that may be an endless loop, and nobody
+needs it, for prompts come as ids."""
 ERRORS_ONLY = 1  # llama.cpp's verbosity; they go to stderr, which the parent keeps for its own error message
 
 
@@ -78,6 +81,7 @@ def load(order: dict[str, Any]) -> Any:
     # xllamacpp always starts an HTTP server; on a socket that is removed at once, no page or neighbour can find it
     params.hostnames, params.api_keys = [order["socket"]], [os.urandom(32).hex()]
     params.ui = params.endpoint_slots = params.endpoint_props = False
+    params.chat_template = TEMPLATE
     params.n_threads_http = 1
     try:
         return xllamacpp.Server(params)

@@ -251,5 +251,11 @@ def require_space(folder: Path, needed: int) -> None:
 
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = without_token(str(error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def without_token(text: str) -> str:
+    """Return what somebody said with the user's token for the hub made unreadable."""
+    token = huggingface_hub.get_token()
+    return text.replace(token, "***") if token else text

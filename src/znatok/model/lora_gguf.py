@@ -26,6 +26,7 @@ from znatok.errors import ModelError
 from znatok.model.download import system_faults
 from znatok.model.gguf_header import Header
 from znatok.model.gguf_names import tensor_names
+from znatok.model.gguf_writer import gguf_writer, loud
 
 if TYPE_CHECKING:  # at run time PEFT is imported where an adapter is really read: it takes seconds
     from peft import LoraConfig
@@ -33,6 +34,8 @@ if TYPE_CHECKING:  # at run time PEFT is imported where an adapter is really rea
 KEPT = 16
 """How many converted adapters stay in the cache."""
 
+BEYOND_LORA = ("use_dora", "trainable_token_indices")
+"""What an adapter's config may set that is more than to add B·A to projections."""
 FORMAT = b"znatok lora 1\n"  # part of the cache's key; raise the number when an adapter is written otherwise
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -64,18 +67,8 @@ def lora_gguf(adapter_dir: Path, base: Header, base_sha256: str) -> Path:
                 os.utime(path)  # the oldest ones go first
             return path
         write_lora_gguf(adapter_dir, path, base)
-        _prune(folder)
+        files.prune(folder, KEPT)
     return path
-
-
-def _prune(folder: Path) -> None:
-    """Remove all but the newest; a process that has one open keeps it."""
-    dated = []
-    for path in folder.glob("*.gguf"):
-        with contextlib.suppress(OSError):  # another process prunes as well
-            dated.append((path.stat().st_mtime_ns, path))
-    for _time, path in sorted(dated, reverse=True)[KEPT:]:
-        path.unlink(missing_ok=True)
 
 
 def write_lora_gguf(adapter_dir: Path, target: Path, base: Header) -> None:
@@ -119,21 +112,20 @@ def write_lora_gguf(adapter_dir: Path, target: Path, base: Header) -> None:
 
 
 def _write(path: Path, architecture: str, alpha: float, tensors: Mapping[str, torch.Tensor]) -> None:
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with gguf_writer(path, architecture) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+        for name, values in tensors.items():
+            writer.add_tensor(name, loud(values.numpy()))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def _refuse_unsupported(adapter_dir: Path, config: "LoraConfig") -> None:
     """Raise ModelError for what a LoRA-GGUF file has no place for."""
-    for key in ("use_dora", "trainable_token_indices"):
+    for key in BEYOND_LORA:
         if getattr(config, key):
             raise ModelError(
                 "{path}: {key} is set, which llama.cpp does not know; answer with --engine torch",

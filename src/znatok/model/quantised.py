@@ -6,6 +6,7 @@ memory. Everything that is not a projection (embedding, norms, biases) stays in 
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from znatok.errors import ModelError, _
 from znatok.fast.linear import FrozenLinear, Int8Weight, quantise_weight
 from znatok.fast.loss import Int8Head
 from znatok.fast.product import INT_MM, Way
-from znatok.files import cache_home, replacing
+from znatok.files import cache_home, prune, replacing
 from znatok.model import directory, gguf, gguf_config
 from znatok.model.gguf_header import read_header
 from znatok.model.source import Source
 
 RECIPE = "h64-head"  # changes whenever the same checkpoint would give other numbers
+KEPT = 6  # rounded models: half as large as their checkpoints, and made anew in seconds to minutes
 GROUPS = {
     "self_attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attn.out": ("self_attn.o_proj",),
@@ -114,6 +116,8 @@ def cache_path(source: Source, dtype: torch.dtype) -> Path:
 def _cached(source: Source, checkpoint: Checkpoint, dtype: torch.dtype, say: Say) -> dict[str, Tensor]:
     path = cache_path(source, dtype)
     if path.is_file():
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the oldest ones go first
         with contextlib.suppress(SafetensorError):  # cut short, on a disk that lies: made anew
             return dict(load_file(path))
     say(_("rounding {name} to int8, once; the result is kept in {path}", name=source.name, path=path.parent))
@@ -122,6 +126,7 @@ def _cached(source: Source, checkpoint: Checkpoint, dtype: torch.dtype, say: Say
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file(weights, temporary)
+        prune(path.parent, KEPT)
     except (OSError, SafetensorError) as error:
         say(_("{path}: can't be kept ({why}); the next start will round again", path=path, why=str(error)[:200]))
         return weights

@@ -19,6 +19,7 @@ Kind = Literal["directory", "gguf", "catalogue", "hub"]
 Say = Callable[[str], object]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+HUB_SECONDS = 20  # until the hub must have answered
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
@@ -111,17 +112,18 @@ def _from_catalogue(name: str, say: Say) -> Source:
 
 def _from_hub(name: str, say: Say) -> Source:
     """Fetch the small files, check them, then fetch the weights; all of it comes from the cache where it is there."""
-    offline = huggingface_hub.is_offline_mode()
+    offline, silence = huggingface_hub.is_offline_mode(), None
     if not offline:
         say(_("looking for {name} on the hub", name=name))
+        silence = _silence(name)
     try:
-        path = _snapshot(name, SMALL_FILES, offline=offline)
+        path = _snapshot(name, SMALL_FILES, offline=offline or silence is not None)
         directory.check_config(path)
-        path = _snapshot(name, [*SMALL_FILES, "*.safetensors"], offline=offline)
+        path = _snapshot(name, [*SMALL_FILES, "*.safetensors"], offline=offline or silence is not None)
     except (HTTPError, OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        why = _("HF_HUB_OFFLINE is set and it is not in the hub's cache") if offline else one_line(error)
+        why = _("HF_HUB_OFFLINE is set and it is not in the hub's cache") if offline else one_line(silence or error)
         raise ModelError(
             "{name}: can't be had from the hub: {why}. Either run «hf download {name}» where the hub can be reached"
             " and give the directory, or take a model that comes by pip as well: --model_name {near}"
@@ -140,6 +142,15 @@ def _from_hub(name: str, say: Say) -> Source:
         revision=path.name,
         upstream=name,
     )
+
+
+def _silence(name: str) -> Exception | None:
+    """Return why the hub tells nothing of a model, None where it does; ``snapshot_download`` would wait for ever."""
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
+    except (HTTPError, OSError) as error:
+        return error
+    return None
 
 
 def _snapshot(name: str, patterns: list[str], *, offline: bool) -> Path:
