@@ -20,13 +20,13 @@ RUN apt-get update \
     && chown -R znatok /work /home/znatok/.cache
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY locks ./locks
 COPY src ./src
 
 FROM base AS cpu
-# what '.' needs is pinned by pyproject.toml
-# hadolint ignore=DL3013
 RUN pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
-    && pip install '.[llamacpp,quant,search,web]'
+    && pip install --no-deps --require-hashes --requirement locks/run.txt \
+    && pip install --no-deps --no-build-isolation .
 USER 10001
 WORKDIR /work
 EXPOSE 8000 7860
@@ -34,9 +34,9 @@ ENTRYPOINT ["znatok"]
 CMD ["--help"]
 
 FROM base AS cuda
-# hadolint ignore=DL3013
 RUN pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130 \
-    && pip install '.[search,web]'
+    && pip install --no-deps --require-hashes --requirement locks/run.txt \
+    && pip install --no-deps --no-build-isolation .
 USER 10001
 WORKDIR /work
 EXPOSE 8000 7860

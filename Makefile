@@ -3,21 +3,25 @@
 # make bench   speed and memory beside the stock recipe, TRL, transformers and bare llama.cpp (half an hour, idle machine)
 # make test    lint, types, import contracts, tests: what CI runs
 # make wheel   build the wheel and test it without the source: CI does that too
+# make trust   kill, fuzz and load it: what takes minutes, CI does that too (SOAK=600 seconds of load are the default)
+# make lock    pin every package by its hashes in locks/; make sbom writes the bill of materials of what a user installs
 #
 # PYTHON=python3.12 chooses the interpreter; TORCH_INDEX=URL takes torch from another package index (README: CUDA, CPU).
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test check wheel bench docs messages clean
+.PHONY: setup demo test check wheel trust bench lock sbom docs messages clean
 
 setup: .venv/.done
 
-.venv/.done: pyproject.toml
+# Everything but torch is taken by its hash. torch is taken by its version: which wheel is right depends on the machine.
+.venv/.done: pyproject.toml locks/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,quant,search,judge,web]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement locks/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
@@ -34,10 +38,27 @@ check: setup
 	$(BIN)/python tools/generate_docs.py --check
 
 test: check
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 wheel: setup
 	$(BIN)/python tools/try_wheel.py
+
+SOAK ?= 600
+
+trust: setup
+	SOAK=$(SOAK) $(BIN)/python -m pytest -n 2 --dist loadfile tests/trust
+
+# What a user may install, and what the set-up installs.
+EXTRAS := --extra llamacpp --extra quant --extra search --extra judge --extra web
+LOCK = $(BIN)/uv pip compile pyproject.toml locks/build.in --config-file locks/uv.toml --universal --python-version 3.11 $(EXTRAS) \
+	--generate-hashes --no-annotate --no-emit-package torch --custom-compile-command 'make lock' --quiet
+
+lock:
+	$(LOCK) --output-file locks/run.txt
+	$(LOCK) --extra dev --constraint locks/run.txt --output-file locks/dev.txt
+
+sbom: setup
+	$(BIN)/cyclonedx-py requirements locks/run.txt --pyproject pyproject.toml --output-reproducible --output-file sbom.json
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,quant,search,judge,web,bench]'

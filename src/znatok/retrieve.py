@@ -130,7 +130,7 @@ def read_knowledge(path: Path, lexicon: Lexicon | None = None) -> Knowledge:
     except UnicodeDecodeError as error:
         raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
     passages = _records(path, text) if path.suffix == ".jsonl" else _paragraphs(path, text)
-    if not passages:
+    if not any(terms(passage.text, lexicon) for passage in passages):
         raise DataError("{path}: no text in it; expected facts, pairs or paragraphs", path=shown_path(path))
     return Knowledge(passages, lexicon)
 

@@ -132,7 +132,7 @@ class _Reader:
         tensor_count, key_count = self.preamble()
         metadata: dict[str, Any] = {}
         for _index in range(key_count):
-            key = self.string(MAX_NAME, _("a key"))
+            key = self.name(_("a key"))
             if key in metadata:
                 raise self.damaged(_("the key {what} stands there twice", what=key))
             metadata[key] = self.value(key)
@@ -197,6 +197,12 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.damaged(_("{what} is not UTF-8", what=what)) from None
 
+    def name(self, what: str) -> str:
+        text = self.string(MAX_NAME, what)
+        if not text.isprintable():  # it is going to stand in messages
+            raise self.damaged(_("{what} holds control characters", what=what))
+        return text
+
     def value(self, key: str) -> Any:
         kind = self.u32()
         if kind == _STRING:
@@ -247,7 +253,7 @@ class _Reader:
         return np.frombuffer(self.take(dtype.itemsize * count), dtype)
 
     def description(self) -> tuple[str, int, tuple[int, ...], int]:
-        name = self.string(MAX_NAME, _("a tensor's name"))
+        name = self.name(_("a tensor's name"))
         dimensions = self.u32()
         if not 1 <= dimensions <= 4:
             raise self.damaged(_("the tensor {what} has {count} dimensions", what=name, count=dimensions))
