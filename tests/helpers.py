@@ -2,10 +2,13 @@
 
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -106,6 +109,17 @@ def command(name, *words):
     return [sys.executable, *program, *map(str, words)]
 
 
+@contextmanager
+def small_files(limit):
+    """Let no file of this process grow beyond ``limit`` bytes: what a full disk does, and root can't overrule."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def wait_for(condition, process, seconds=300):
     """Wait until ``condition()`` holds while a process runs."""
     ends = time.monotonic() + seconds
@@ -120,3 +134,18 @@ def stop(process, number=signal.SIGINT):
     process.send_signal(number)
     _out, err = process.communicate(timeout=300)
     return process.returncode, err
+
+
+@contextmanager
+def unprivileged(folder):
+    """Be nobody in the block where this process is root, whom no mode stops; return a folder that all may use."""
+    if os.geteuid() != 0:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:  # those of pytest are closed to others
+        Path(place).chmod(0o777)
+        os.seteuid(65534)
+        try:
+            yield Path(place)
+        finally:
+            os.seteuid(0)

@@ -55,6 +55,12 @@ def check_limits(spec: "dataclasses.Field[Any]", value: Any) -> None:
     if meta["choices"] and value not in meta["choices"]:
         expected = ", ".join(meta["choices"])
         raise UsageError("--{name} {value}: expected one of {expected}", name=spec.name, value=value, expected=expected)
+    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        # bytes of a command line that are no text of its locale; run.toml and manifest.json could not hold them
+        raise UsageError(
+            "--{name} {value}: not UTF-8; rename the file, or set a UTF-8 locale such as LC_ALL=C.UTF-8",
+            name=spec.name, value=ascii(value),
+        )  # fmt: skip
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and not meta["low"] <= value <= meta["high"]:  # not-within is true for NaN too
         span = f"[{meta['low']:g}, {meta['high']:g}]"
@@ -271,7 +277,7 @@ class TrainConfig:
         """Read what :meth:`to_toml` wrote; an unknown key or a value that can't be is a UsageError."""
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError("{path}: not TOML: {why}", path=path, why=error) from error
         kinds: dict[str, Any] = {spec.name: spec.type for spec in dataclasses.fields(cls)}
         _refuse_unknown(path, tables, kinds)

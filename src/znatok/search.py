@@ -10,7 +10,6 @@ and several processes may work on one. What a flag states is fixed, everything e
 
 import gc
 import hashlib
-import json
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from znatok.config import SearchOptions, TrainConfig
-from znatok.data.load import read_pairs
-from znatok.errors import SystemFault, TrainingError, UsageError, _
+from znatok.data.load import copy_lines, read_pairs
+from znatok.data.schema import Pair, shown_path
+from znatok.errors import DataError, SystemFault, TrainingError, UsageError, _
 from znatok.eval.dev import ADMITTING, dev_score
-from znatok.files import read_jsonl, write_json, write_jsonl
+from znatok.files import read_jsonl, write_json
 from znatok.logs import say
 from znatok.prose import FORGOTTEN
 from znatok.train.run import train
@@ -78,14 +78,17 @@ def search(config: TrainConfig, options: SearchOptions, stated: Collection[str] 
 
     Raises:
         UsageError: validation pairs are missing.
-        SystemFault: Optuna is not installed.
+        SystemFault: Optuna is not installed, or the study's folder can't be made.
         DataError, ModelError: as in training.
     """
     if config.data.val_path is None:
         raise UsageError("search: validation pairs are needed to judge by; name them with --val_path")
     optuna = _optuna()
     folder = Path(options.study)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemFault("{path}: can't be written: {why}", path=shown_path(folder), why=error.strerror) from error
     journal = optuna.storages.journal.JournalFileBackend(
         str(folder / "journal.log"),
         lock_obj=optuna.storages.journal.JournalFileOpenLock(str(folder / "journal.log")),
@@ -189,19 +192,22 @@ def write_part(source: Path, target: Path, share: float, mixed: Mapping[str, flo
         target: the file to write.
         share: of the facts, in (0, 1].
         mixed: of admissions and general pairs, the share that is left of theirs.
+
+    Raises:
+        DataError: a record is bad, or none falls into the share.
     """
-    read_pairs(source)  # a bad record is named here, with its line
-    kept = []
-    for line in source.read_text(encoding="utf-8-sig").split("\n"):
-        if not line.strip():
-            continue
-        record = json.loads(line)
-        facts, kind = record.get("fact_ids") or [], record.get("kind", "")
-        left = mixed.get("admissions" if kind in ADMITTING else kind, 1.0)
-        chosen = _fraction(facts[0] if facts else record["prompt"]) < share
-        if chosen and (left >= 1 or _fraction("mixed", record["prompt"]) < left):
-            kept.append(record)
-    write_jsonl(target, kept)
+
+    def kept(pair: Pair) -> bool:
+        left = mixed.get("admissions" if pair.kind in ADMITTING else pair.kind, 1.0)
+        chosen = _fraction(pair.fact_ids[0] if pair.fact_ids else pair.prompt) < share
+        return chosen and (left >= 1 or _fraction("mixed", pair.prompt) < left)
+
+    lines = {pair.line for pair in read_pairs(source).pairs if kept(pair)}
+    if not lines:
+        raise DataError(
+            "{path}: no pair of it falls into --share {share}; raise it", path=shown_path(source), share=share
+        )
+    copy_lines(source, target, lines)
 
 
 def ranked(study: Any) -> list[Trial]:

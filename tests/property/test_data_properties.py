@@ -1,6 +1,5 @@
 import json
 import random
-import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from znatok.data.check import check_file
 from znatok.data.clean import duplicates, leaks
 from znatok.data.load import read_pairs, scan
-from znatok.data.schema import FORBIDDEN, INVISIBLE, Pair
+from znatok.data.schema import FORBIDDEN, Pair, is_visible
 from znatok.data.split import split
 from znatok.errors import ZnatokError
 from znatok.files import write_jsonl
@@ -94,8 +93,7 @@ def test_every_json_value_is_a_pair_or_a_problem_of_its_line(file, records):
 
 def is_kept(text):
     """Whether a text is one that the reader takes as it is."""
-    visible = any(unicodedata.category(c) not in INVISIBLE for c in text)
-    return text == text.strip() and visible and not FORBIDDEN.search(text)
+    return text == text.strip() and is_visible(text) and not FORBIDDEN.search(text)
 
 
 texts = st.text(min_size=1, max_size=40).map(str.strip).filter(is_kept)

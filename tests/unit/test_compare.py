@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from znatok.config import ModelOptions, SampleOptions
 from znatok.data.load import read_pairs
 from znatok.data.split import split
 from znatok.errors import DataError
-from znatok.eval.compare import ask_all, compare, plan_comparison
+from znatok.eval.compare import ask_all, compare, plan_comparison, write_artefacts
+from znatok.eval.summary import Summary
 from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl, sha256, write_json, write_text
 from znatok.model.score import answer_losses
@@ -196,11 +199,67 @@ def test_comparing_again_gives_the_same_answers(compared, copy):
     assert answers(copy) == answers(run)
 
 
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_pictures_and_report_speak_the_language_of_the_messages(compared, copy, monkeypatch, language):
+    """They were in Russian whatever the language."""
+    run, _what, _expert = compared
+    spoken = []
+    for name in ("training_loss", "comparison_table", "dataset_example"):
+        monkeypatch.setattr(f"znatok.eval.compare.{name}", lambda _rows, _path, words, **_: spoken.append(words))
+    monkeypatch.setattr("znatok.eval.compare.own_language", lambda: language)
+    stored = read_json(run.compare / "summary.json")
+    write_artefacts(copy, Summary.from_json(stored), read_jsonl(run.compare / "answers.jsonl"), stored["run"])
+    assert spoken == [language] * 3
+    assert f'<html lang="{language}"' in (copy.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_comparison_that_is_cut_short_leaves_the_one_before(compared, copy, monkeypatch):
+    _run, what, expert = compared
+    before = {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
+    answered = []
+
+    def interrupted(_index, answer):
+        answered.append(answer)
+        if len(answered) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("znatok.eval.compare._progress", lambda *_: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(expert, copy, what)
+    assert {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    compare(expert, copy, what)  # and the model is as usable as ever
+
+
+def test_ten_thousand_questions_are_read_and_a_bad_one_among_them_is_named(tmp_path):
+    run = untrained(tmp_path, tiny.write_pairs(tmp_path / "other.jsonl"))
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"Что такое {number}?\n\n" for number in range(10_000)), encoding="utf-8")
+    what = planned(run, path)
+    assert len({question.id for question in what.questions}) == 10_000
+    assert what.questions[-1].id == "many-19999"
+    rows = [json.dumps({"prompt": f"Что такое {number}?", "response": "Да."}) for number in range(10_000)]
+    bad = tmp_path / "many.jsonl"
+    bad.write_text("\n".join([*rows[:-1], '{"prompt": 5}']), encoding="utf-8")
+    with pytest.raises(DataError, match=r"many\.jsonl:10000"):
+        planned(run, bad)
+
+
 def test_a_comparison_without_questions_still_asks_held_out_ones(compared, copy):
     _run, what, expert = compared
     summary = compare(expert, copy, dataclasses.replace(what, questions=()))
     assert summary.questions == what.heldout_asked == 2
     assert {row["set"] for row in read_jsonl(copy.compare / "answers.jsonl")} == {"heldout"}
+
+
+def test_data_that_can_not_be_read_any_more_cost_their_picture_and_not_the_report(compared, copy, tmp_path, capsys):
+    _run, what, expert = compared
+    (tmp_path / "gone.jsonl").write_text("prompt,response\n", encoding="utf-8")
+    manifest = copy.read_manifest()
+    write_json(copy.manifest, manifest | {"data": {**manifest["data"], "path": str(tmp_path / "gone.jsonl")}})
+    compare(expert, copy, dataclasses.replace(what, questions=(), heldout_asked=0))
+    assert "gone.jsonl: not JSON Lines (CSV?)" in capsys.readouterr().err
+    assert "dataset_example" not in (copy.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_held_out_losses_alone_are_a_comparison_too(compared, copy):

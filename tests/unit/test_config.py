@@ -22,6 +22,7 @@ from znatok.config import (
     option,
 )
 from znatok.errors import UsageError
+from znatok.scripts import train_parser
 
 GROUPS = (ModelOptions, DataOptions, LoraOptions, TrainOptions, SampleOptions)
 NUMBERS = [(group, spec) for group in GROUPS for spec in dataclasses.fields(group) if spec.type in (int, float)]
@@ -148,6 +149,23 @@ def test_a_number_may_be_written_in_many_ways(text):
 def test_a_wrong_command_line_is_a_usage_error_with_a_hint(argv, message):
     with pytest.raises(UsageError, match=message):
         parse(TrainOptions, *argv)
+
+
+@pytest.mark.parametrize(
+    ("former", "hint"),
+    [
+        ("--evaluation_strategy", ", did you mean --eval_steps?"),
+        ("--eval_strategy", ", did you mean --eval_steps?"),
+        ("--max_seq_length", ", did you mean --max_length?"),
+        ("--per_gpu_train_batch_size", ", did you mean --per_device_train_batch_size?"),
+        ("--fp16", ""),
+        ("--save_total_limit", ""),
+    ],
+)
+def test_names_of_older_libraries_are_usage_errors(former, hint):
+    with pytest.raises(UsageError) as caught:
+        train_parser("znatok train").parse_args([former, "1"])
+    assert str(caught.value) == f"unrecognized arguments: {former} 1{hint} (see znatok train --help)"
 
 
 def test_an_abbreviation_is_never_guessed():

@@ -81,6 +81,23 @@ def test_a_test_file_is_checked_for_leaks(file, tmp_path):
     assert "line 2 of the test file is given away by line 3: same facts, '3', similarity 1.00" in report.lines()
 
 
+def test_bad_records_of_the_test_file_are_told(file, tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"prompt": "Новое", "response": "да"}\n{"prompt": "a"}\n', encoding="utf-8")
+    notes = check_file(file, against=tmp_path / "test.jsonl").notes
+    assert [note for note in notes if note.startswith(f"{tmp_path}/test.jsonl:2: no key")]
+
+
+def test_answers_in_another_script_than_most_are_counted_with_their_lines(tmp_path):
+    russian = [{"prompt": f"Вопрос {n}: PLA?", "response": f"Да, PLA и PETG греют до {n} градусов."} for n in range(8)]
+    others = [{"prompt": "Как греть?", "response": "Heat the nozzle."}, {"prompt": "Сколько?", "response": "20–30"}]
+    write_jsonl(tmp_path / "data.jsonl", [*russian[:3], *others, *russian[3:]])
+    report = check_file(tmp_path / "data.jsonl")
+    assert "answers in another script than most: 1 of 10, 10 %; lines 4" in report.lines()
+    assert report.to_json()["other_script"] == [4]
+    write_jsonl(tmp_path / "data.jsonl", russian)
+    assert not any("another script" in line for line in check_file(tmp_path / "data.jsonl").lines())
+
+
 def test_a_file_of_bad_records_only_is_still_reported(tmp_path):
     write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a"}] * 30)
     report = check_file(tmp_path / "data.jsonl")

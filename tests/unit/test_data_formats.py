@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import helpers
 from znatok.data import formats, load
 from znatok.data.load import read_pairs
 from znatok.data.schema import Pair
@@ -78,10 +79,10 @@ def test_a_symlink_loop_is_refused(tmp_path):
     assert "can't be read" in complaint(tmp_path / "a")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_refused(file):
-    write(file, GOOD).chmod(0)
-    assert "can't be read" in complaint(file)
+    with helpers.unprivileged(file.parent) as place:
+        write(place / file.name, GOOD).chmod(0)
+        assert complaint(place / file.name).endswith("can't be read: Permission denied")
 
 
 def test_a_failing_disk_is_a_data_error(file, monkeypatch):
@@ -165,6 +166,17 @@ def test_a_json_array_is_refused_with_a_command_that_works(tmp_path):
 
 def test_a_json_array_on_one_very_long_line_is_still_called_an_array(file):
     assert "one JSON array" in complaint(write(file, "\ufeff\n [" + GOOD + "," + " " * load.MAX_LINE))
+
+
+@pytest.mark.parametrize("first", ["[]", "\ufeff[1, [2]]", '["q", "a"]'])
+def test_a_list_on_the_first_line_is_a_problem_of_that_line_and_not_an_array_file(file, first):
+    write(file, f"{first}\n{GOOD}\n")
+    assert complaint(file) == f'{file}:1: array; expected an object {{"prompt": …, "response": …}}'
+    assert [pair.line for pair in read_pairs(file, skip_bad=True).pairs] == [2]
+
+
+def test_a_list_with_nothing_after_it_is_one_array(file):
+    assert "one JSON array" in complaint(write(file, f"[{GOOD}]\n \n"))
 
 
 def test_a_hundred_thousand_open_brackets_are_an_array(file):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from znatok.data import load
-from znatok.data.load import BadRecords, read_pairs, scan
+from znatok.data.load import BadRecords, copy_lines, read_pairs, scan
 from znatok.data.schema import Pair
 from znatok.errors import DataError
 
@@ -133,6 +133,9 @@ def test_a_last_line_cut_anywhere_is_reported(file, end):
         ('{"prompt": NaN, "response": "b"}', "NaN is not JSON"),
         ('{"prompt": "a", "response": "b", "x": -Infinity}', "-Infinity is not JSON"),
         ('{"prompt": "a", "response": "b", "x": ' + "9" * 10_000 + "}", "too many digits"),
+        ('{"prompt": "a", "response": "b", "x": [1e999]}', "'1e999' is too large a number"),
+        ('{"prompt": "a", "response": "b", "x": -' + "9" * 5000 + ".0}", "is too large a number"),
+        ('{"prompt": "a", "response": "\\ufe0f"}', '"response" is empty'),
         ('{"prompt": "a" "response": "b"}', "not JSON at character 16"),
         ('{"prompt": "a\tb", "response": "b"}', "not JSON"),
         ("prompt,response", "not JSON at character 1"),
@@ -155,6 +158,32 @@ def test_deep_nesting_is_a_problem_of_its_line(file):
 
 def test_an_escaped_surrogate_pair_is_one_character(file):
     assert read_pairs(write(file, '{"prompt": "a", "response": "\\ud83d\\ude00"}')).pairs[0].response == "😀"
+
+
+def test_records_of_other_schemas_are_each_a_problem_of_their_line(file):
+    alpaca = '{"instruction": "q", "input": "", "output": "a"}'
+    chat = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
+    data = read_pairs(write(file, "\n".join([alpaca, GOOD, chat])), skip_bad=True)
+    assert [pair.line for pair in data.pairs] == [2]
+    first, second = map(str, data.problems)
+    assert first.startswith(f"{file}:1: ")
+    assert first.endswith('rename "instruction" to "prompt"; rename "output" to "response"')
+    assert second.startswith(f"{file}:3: ")
+    assert "chat records are not read" in second
+    with pytest.raises(BadRecords):
+        read_pairs(file)
+
+
+def test_lines_are_copied_byte_for_byte_but_for_marks_and_line_ends(file, tmp_path):
+    lines = [
+        b'{"prompt":"a",  "response": "\\u0431", "x": "\\ud800", "score": 1.50}',
+        b'{"prompt": "c", "response": "d"}',
+        GOOD.encode(),
+    ]
+    write(file, b"\xef\xbb\xbf" + lines[0] + b"\r\n\n" + lines[1] + b"\n\xef\xbb\xbf" + lines[2])
+    kept = {pair.line for pair in read_pairs(file).pairs} - {3}
+    copy_lines(file, tmp_path / "copy.jsonl", kept)
+    assert (tmp_path / "copy.jsonl").read_bytes() == lines[0] + b"\n" + lines[2] + b"\n"
 
 
 def test_all_problems_are_kept_and_the_first_twenty_shown(file):

@@ -26,9 +26,16 @@ def complaint(value):
 
 
 def test_a_record_becomes_a_pair_with_its_line_and_extra_keys():
-    value = record(topic="materials", fact_ids=["mat-001", "mat-002", "mat-001"], source="wiki", id=5, calc=["1 = 1"])
+    value = record(
+        topic="materials",
+        fact_ids=["mat-001", "mat-002", "mat-001"],
+        source="wiki",
+        id=5,
+        calc=["1 = 1"],
+        kind="direct",
+    )
     assert parse_record(value, FILE, 3) == Pair(
-        "Что такое PLA?", "Это пластик.", "materials", ("mat-001", "mat-002"), 3, "wiki"
+        "Что такое PLA?", "Это пластик.", "materials", ("mat-001", "mat-002"), 3, "wiki", "direct"
     )
 
 
@@ -70,7 +77,7 @@ def test_chat_records_are_told_apart():
     assert "chat records are not read" in complaint({"messages": [{"role": "user", "content": "q"}]})
 
 
-@pytest.mark.parametrize("key", ["prompt", "response", "topic", "source"])
+@pytest.mark.parametrize("key", ["prompt", "response", "topic", "source", "kind"])
 @pytest.mark.parametrize("value", [None, 5, ["a"], {"a": 1}, False])
 def test_a_value_of_the_wrong_type_is_named_with_its_type(key, value):
     text = complaint(record(**{key: value}))
@@ -83,7 +90,13 @@ def test_fact_ids_are_an_array_of_filled_strings(value):
     assert '"fact_ids"' in complaint(record(fact_ids=value))
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n\t\n", "\u00a0", "\u200b \u200b", "\ufeff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "   ", "\n\t\n", "\u00a0", "\u200b \u200b", "\ufeff", "\u200b\n\u200b", "\ufe0f", "\u0301", "\u034f"),
+        *("\u3164", "\u115f\u1160", "\uffa0", "\u2800 \u2800", "\U000e0041"),
+    ],
+)
 @pytest.mark.parametrize("key", ["prompt", "response"])
 def test_a_text_without_a_visible_character_is_empty(key, text):
     assert f'"{key}" is empty' in complaint(record(**{key: text}))
@@ -112,6 +125,11 @@ def test_characters_that_no_text_needs_are_refused_with_their_place(char, said):
     assert '3 of "response"' in text
     assert said in complaint(record(prompt=char + "a"))  # stripping the ends must not hide it
     assert said in complaint(record(fact_ids=["ab" + char]))
+
+
+@pytest.mark.parametrize("text", ["❤\ufe0f", "?", "—", "😀", "1", "é", "e\u0301", "\u2801", "ᄀ", "和", "°"])
+def test_a_single_visible_character_is_an_answer(text):
+    assert parse_record(record(response=text), FILE, 1).response == text
 
 
 def test_tab_line_feed_emoji_and_bmp_symbols_are_allowed():

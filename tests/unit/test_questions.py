@@ -1,4 +1,7 @@
+import gzip
 import json
+import os
+import threading
 
 import pytest
 
@@ -36,13 +39,53 @@ def test_a_file_without_a_question_is_refused(tmp_path, text):
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none\.txt: can't be read \(No such file"):
+    with pytest.raises(DataError, match=r"none\.txt: no such file"):
         read_questions(tmp_path / "none.txt")
-    with pytest.raises(DataError, match="can't be read"):
+    with pytest.raises(DataError, match="a directory"):
         read_questions(tmp_path)
     (tmp_path / "q.txt").write_bytes("Что?".encode("cp1251"))
     with pytest.raises(DataError, match=r"q\.txt: not UTF-8 at byte 0"):
         read_questions(tmp_path / "q.txt")
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "utf-16"])
+@pytest.mark.parametrize("name", ["q.txt", "q.jsonl"])
+def test_another_encoding_is_named_with_the_command_that_converts(tmp_path, name, encoding):
+    path = tmp_path / name
+    path.write_bytes('{"prompt": "Что такое сопло?", "response": "Деталь."}'.encode(encoding))
+    with pytest.raises(DataError, match=rf"{name}: in {encoding}; expected UTF-8; convert it: iconv -f {encoding} "):
+        read_questions(path)
+
+
+def test_an_archive_is_no_list_of_questions(tmp_path):
+    path = tmp_path / "q.txt"
+    path.write_bytes(gzip.compress(b"Why?"))
+    with pytest.raises(DataError, match=r"q\.txt: compressed; unpack it first: gunzip"):
+        read_questions(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "q.txt")
+    said = []
+
+    def read():
+        with pytest.raises(DataError) as caught:
+            read_questions(tmp_path / "q.txt")
+        said.append(str(caught.value))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(timeout=5)
+    assert "a pipe" in said[0]
+
+
+def test_a_name_with_a_line_feed_stays_on_one_line(tmp_path):
+    path = tmp_path / "a\nb.txt"
+    path.write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_questions(path)
+    assert str(caught.value).isprintable()
 
 
 def test_a_bad_record_is_refused_with_its_line(tmp_path):

@@ -11,13 +11,14 @@ import tiny
 from znatok import search as module
 from znatok.cli import main
 from znatok.config import ModelOptions, SearchOptions, TrainConfig
-from znatok.errors import UsageError
+from znatok.data.schema import Pair
+from znatok.errors import DataError, SystemFault, UsageError
 from znatok.eval.dev import DevScore, agreement, compared, dev_score, forgotten
 from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl
 from znatok.model.score import bits_per_byte
 from znatok.prose import general_text
-from znatok.runs import find
+from znatok.runs import Run, find
 from znatok.search import SPACE, Trial, search, table, with_values, write_part
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -54,6 +55,45 @@ def test_a_part_has_whole_facts_and_the_same_share_of_the_rest(source, tmp_path)
     assert [row for row in records() if row in rows] == rows  # the order of the file
 
 
+def test_a_part_is_made_of_what_the_reader_accepted(tmp_path):
+    """Once the accepted file was parsed again, in a laxer way: a mark on a later line or half a character broke it."""
+    line = '{"prompt": "Вопрос?", "response": "Да.", "x": "\\ud800", "kind": "unknown"}'
+    (tmp_path / "all.jsonl").write_bytes(f"\ufeff{line}\r\n\ufeff{line}".encode())
+    write_part(tmp_path / "all.jsonl", tmp_path / "part.jsonl", 1.0, {})
+    assert (tmp_path / "part.jsonl").read_text(encoding="utf-8") == f"{line}\n" * 2
+
+
+def test_a_share_that_nothing_falls_into_is_said_before_a_trial_reads_an_empty_file(tmp_path):
+    pairs = tiny.write_pairs(tmp_path / "few.jsonl", tiny.PAIRS[:1])
+    with pytest.raises(DataError, match=r"few\.jsonl: no pair of it falls into --share 0\.01; raise it"):
+        write_part(pairs, tmp_path / "part.jsonl", 0.01, {})
+    assert not (tmp_path / "part.jsonl").exists()
+
+
+@pytest.mark.parametrize("study", ["file/study", "x" * 300])
+def test_a_study_that_can_not_be_written_is_one_error(tmp_path, monkeypatch, study):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    config = replace(TrainConfig(), data=replace(TrainConfig().data, val_path="dev.jsonl"))
+    with pytest.raises(SystemFault, match=r"can't be written: (Not a directory|File name too long)"):
+        search(config, SearchOptions(study=study))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"prompt": "Напиши стих.", "response": "Мороз.", "kind": "general"}'.encode(), "nothing to compare"),
+        ('{"prompt": "Что такое сопло?", "response": "Деталь."}'.encode("cp1251"), "in cp1251; expected UTF-8"),
+        (b'{"prompt": "Why?"}', r"dev\.jsonl:1: no key"),
+    ],
+)
+def test_questions_that_can_not_judge_are_refused_before_a_model_is_loaded(tmp_path, content, said):
+    (tmp_path / "dev.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        dev_score(Run(tmp_path / "no-run"), tmp_path / "dev.jsonl")
+
+
 def test_a_mix_leaves_out_what_it_names_and_nothing_else(source, tmp_path):
     write_part(source, tmp_path / "all-of-it.jsonl", 0.5, {})
     write_part(source, tmp_path / "less.jsonl", 0.5, {"admissions": 0.5, "general": 1.0})
@@ -80,7 +120,8 @@ def test_validation_pairs_are_needed(tmp_path):
 def test_a_study_is_made_of_runs_and_goes_on(tiny_dir, tmp_path):
     pairs = tiny.write_pairs(tmp_path / "pairs.jsonl")
     dev = tmp_path / "dev.jsonl"
-    dev.write_text('{"prompt": "Другой вопрос?", "response": "Другой ответ."}\n', encoding="utf-8")
+    # a mark, and no line feed at the end: the last line was once dropped as if a crash had torn it
+    dev.write_text('{"prompt": "Другой вопрос?", "response": "Другой ответ."}', encoding="utf-8-sig")
     config = helpers.settings(
         tiny_dir,
         pairs,
@@ -198,12 +239,12 @@ def test_agreement_counts_numbers_then_words(question, reference, answer, score)
 
 
 def test_admissions_are_counted_apart():
-    records = [
-        {"prompt": "Сколько греть PLA?", "response": "200 °C.", "kind": "direct"},
-        {"prompt": "Что такое Брямс?", "response": "Не знаю.", "kind": "unknown"},
-        {"prompt": "Что такое Жульк?", "response": "Не знаю.", "kind": "unknown"},
+    pairs = [
+        Pair("Сколько греть PLA?", "200 °C.", kind="direct"),
+        Pair("Что такое Брямс?", "Не знаю.", kind="unknown"),
+        Pair("Что такое Жульк?", "Не знаю.", kind="unknown"),
     ]
-    found = compared(records, ["До 200 °C.", "Такого материала я не знаю.", "Это пластик."])
+    found = compared(pairs, ["До 200 °C.", "Такого материала я не знаю.", "Это пластик."])
     assert (found.facts, found.admitted, found.n) == (1.0, 0.5, 3)
     assert found.mean == pytest.approx(2 / 3)
 

@@ -51,6 +51,18 @@ def test_pairs_stay_in_their_order(chat):
     assert encode_pairs([], chat, EncodeRule("", 512)).examples == ()
 
 
+@pytest.mark.parametrize("text", ["<|im_end|>", "Токен <|im_start|>system\nи <|endoftext|>.", "<<|im_end|>|im_end|>"])
+def test_control_tokens_in_the_texts_of_a_batch_are_plain_text(chat, text):
+    """Training tokenises whole batches at once, before it asks for each text."""
+    pairs = [Pair("Что?", "Да."), Pair(text, f"Это {text}"), Pair(f"Что такое {text}?", text)]
+    harmless, *attacked = encode_pairs(pairs, chat, EncodeRule(text, 512)).examples
+    control = set(range(3))
+    wanted = [i for i in harmless.ids if i in control]
+    assert [[i for i in example.ids if i in control] for example in attacked] == [wanted, wanted]
+    for example, pair in zip(attacked, pairs[1:], strict=True):
+        assert chat.tokenizer.decode(example.ids[example.answer_start : -1]) == pair.response
+
+
 def test_an_answer_that_just_fits_is_not_touched(chat):
     limit = limit_for(chat, "Что?", SENTENCES)
     encoded = encode(chat, "Что?", SENTENCES, limit)

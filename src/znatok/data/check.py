@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from znatok.data.clean import Duplicate, Finding, Leak, duplicates, leaks, suspicious
+from znatok.data.clean import Duplicate, Finding, Leak, duplicates, leaks, other_script, suspicious
 from znatok.data.load import read_pairs, scan
 from znatok.data.schema import shown, shown_path
 from znatok.errors import DataError, _
@@ -37,10 +37,11 @@ class Report:
         sha256: The hash of its bytes.
         pairs: How many good records it has.
         problems: An error for each bad record.
-        notes: Remarks of the reader, translated.
+        notes: Remarks of the reader, translated; also on the test file, whose bad records are left out.
         duplicates: Records that repeat an earlier one.
         findings: Odd characters.
         leaks: Records of the test file that this file gives away.
+        other_script: Lines of answers in another script than most, and likely in another language.
         topics: Topics with their numbers of pairs, the largest first.
         prompts: Lengths of the questions; None where there are no good records.
         answers: Lengths of the answers; None where there are no good records.
@@ -54,6 +55,7 @@ class Report:
     duplicates: tuple[Duplicate, ...]
     findings: tuple[Finding, ...]
     leaks: tuple[Leak, ...]
+    other_script: tuple[int, ...]
     topics: tuple[tuple[str, int], ...]
     prompts: Lengths | None
     answers: Lengths | None
@@ -69,6 +71,7 @@ class Report:
             "duplicates": [asdict(duplicate) for duplicate in self.duplicates],
             "findings": [asdict(finding) for finding in self.findings],
             "leaks": [asdict(leak) for leak in self.leaks],
+            "other_script": list(self.other_script),
             "topics": dict(self.topics),
             "prompts": asdict(self.prompts) if self.prompts else None,
             "answers": asdict(self.answers) if self.answers else None,
@@ -91,12 +94,26 @@ class Report:
         lines += [_duplicate_line(duplicate) for duplicate in self.duplicates]
         lines += [_leak_line(leak) for leak in self.leaks]
         lines += _finding_lines(self.findings)
+        lines += self._script_lines()
         if any(topic for topic, _count in self.topics):
             rows = [(topic if topic.isprintable() else shown(topic), count) for topic, count in self.topics]
             lines += [_("pairs by topic"), *_bars([(topic or "—", count) for topic, count in rows])]
         for title, lengths in ((_("questions"), self.prompts), (_("answers"), self.answers)):
             lines += _length_lines(title, lengths) if lengths else []
         return lines
+
+    def _script_lines(self) -> list[str]:
+        if not (count := len(self.other_script)):
+            return []
+        return [
+            _(
+                "answers in another script than most: {count} of {pairs}, {share:.0f} %; lines {lines}",
+                count=count,
+                pairs=self.pairs,
+                share=100 * count / self.pairs,
+                lines=_listed(self.other_script),
+            )
+        ]
 
 
 def check_file(path: Path, *, against: Path | None = None) -> Report:
@@ -111,17 +128,19 @@ def check_file(path: Path, *, against: Path | None = None) -> Report:
             ``path`` are part of the report instead.
     """
     data = scan(path)
-    test = read_pairs(against, skip_bad=True).pairs if against else ()
+    test = read_pairs(against, skip_bad=True) if against else None
+    said = (*test.notes, *map(str, test.problems)) if test else ()
     topics = Counter(pair.topic for pair in data.pairs)
     return Report(
         path=path,
         sha256=data.sha256,
         pairs=len(data.pairs),
         problems=data.problems,
-        notes=data.notes,
+        notes=(*data.notes, *said),
         duplicates=tuple(duplicates(data.pairs)),
         findings=tuple(suspicious(data.pairs)),
-        leaks=tuple(leaks(data.pairs, test)),
+        leaks=tuple(leaks(data.pairs, test.pairs if test else ())),
+        other_script=tuple(other_script(data.pairs)),
         topics=tuple(sorted(topics.items(), key=lambda item: (-item[1], item[0]))),
         prompts=_lengths([len(pair.prompt) for pair in data.pairs]),
         answers=_lengths([len(pair.response) for pair in data.pairs]),

@@ -98,6 +98,25 @@ def _mixes_scripts(word: str) -> bool:
     return bool(latin and cyrillic) and (latin <= LATIN_TWINS or cyrillic <= CYRILLIC_TWINS)
 
 
+def other_script(pairs: Sequence[Pair]) -> list[int]:
+    """Return the lines of answers that are mostly written in another script than most answers are."""
+    scripts = [_script(pair.response) for pair in pairs]
+    usual = _most(Counter(script for script in scripts if script))
+    return [pair.line for pair, script in zip(pairs, scripts, strict=True) if script not in {"", usual}]
+
+
+def _script(text: str) -> str:
+    """Return the script of most letters, as their Unicode names begin with it; nothing for a text without letters."""
+    scripts: Counter[str] = Counter()
+    for letter, count in Counter(c for c in text if c.isalpha()).items():
+        scripts[unicodedata.name(letter, "").partition(" ")[0]] += count
+    return _most(scripts)
+
+
+def _most(counts: Counter[str]) -> str:
+    return max(counts, key=lambda name: counts[name], default="")
+
+
 def normalised(text: str) -> str:
     """Return the form in which copies are equal: composed, case folded, ё as е, white space as single spaces."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().replace("ё", "е").split())

@@ -62,14 +62,8 @@ def refuse_head(path: Path, head: bytes) -> None:
     Raises:
         DataError: The file is compressed, UTF-16 or UTF-32, or one JSON array.
     """
-    for magic, command in COMPRESSED.items():
-        if head.startswith(magic):
-            fix = f"{command} {_argument(path)}"
-            raise DataError("{path}: compressed; unpack it first: {command}", path=shown_path(path), command=fix)
-    marks = (encoding for mark, encoding in MARKS.items() if head.startswith(mark))
-    if encoding := next(marks, "") or _wide_encoding(head):
-        refuse_encoding(path, encoding)
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    _refuse_foreign(path, head)
+    if _begins_array(head):
         code = "import json,sys; [print(json.dumps(r, ensure_ascii=False)) for r in json.load(sys.stdin)]"
         fix = f'python3 -c "{code}" < {_argument(path)} > {_argument(path, ".jsonl")}'
         raise DataError(
@@ -77,6 +71,52 @@ def refuse_head(path: Path, head: bytes) -> None:
             path=shown_path(path),
             command=fix,
         )
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    for magic, command in COMPRESSED.items():
+        if head.startswith(magic):
+            fix = f"{command} {_argument(path)}"
+            raise DataError("{path}: compressed; unpack it first: {command}", path=shown_path(path), command=fix)
+    marks = (encoding for mark, encoding in MARKS.items() if head.startswith(mark))
+    if encoding := next(marks, "") or _wide_encoding(head):
+        refuse_encoding(path, encoding)
+
+
+def _begins_array(head: bytes) -> bool:
+    """Tell one JSON array from a list on a line of its own with lines after it, which is a problem of that line."""
+    first, _end, rest = head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
+    return first.startswith(b"[") and not (rest.strip() and _is_json(first))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, without its byte order mark.
+
+    Raises:
+        DataError: It is no regular file, compressed, or can't be read; or is in another encoding, which is named.
+    """
+    refuse_irregular(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=exc.strerror) from exc
+    _refuse_foreign(path, raw)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        if encoding := guess_encoding(raw):
+            refuse_encoding(path, encoding)
+        raise DataError(
+            "{path}: not UTF-8 at byte {at}; convert it first", path=shown_path(path), at=exc.start
+        ) from exc
 
 
 def _wide_encoding(head: bytes) -> str:

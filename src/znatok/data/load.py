@@ -6,21 +6,23 @@ with its line; nothing is dropped in silence.
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from znatok.data import formats
-from znatok.data.schema import Pair, parse_record, quoted, shown_path, unknown_keys
-from znatok.errors import DataError, _
-from znatok.files import BLOCK
+from znatok.data.schema import Pair, parse_record, quoted, shown, shown_path, unknown_keys
+from znatok.errors import DataError, SystemFault, _
+from znatok.files import BLOCK, replacing
 
 MAX_LINE = 4 << 20  # bytes; a thousand times a long answer
 MAX_PROBLEMS = 10_000  # a file with more of them is no file of pairs, and its errors need not fill the memory
 SHOWN_PROBLEMS = 20
+MARK = b"\xef\xbb\xbf"
 
 
 class BadRecords(DataError):
@@ -97,6 +99,21 @@ def scan(path: Path) -> Dataset:
     except OSError as exc:
         raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=exc.strerror) from exc
     return reader.result()
+
+
+def copy_lines(source: Path, target: Path, lines: Collection[int]) -> None:
+    """Write some lines of a file that was read before to another, byte for byte but for marks and line ends.
+
+    Raises:
+        SystemFault: The other can't be written.
+    """
+    try:
+        with source.open("rb") as file, replacing(target) as temporary, temporary.open("wb") as copy:
+            for number, raw in enumerate(_Reader(source).lines(file), 1):
+                if raw is not None and number in lines:
+                    copy.write(raw.removeprefix(MARK).rstrip(b"\r\n") + b"\n")
+    except OSError as exc:
+        raise SystemFault("{path}: can't be written: {why}", path=shown_path(target), why=exc.strerror) from exc
 
 
 class _Reader:
@@ -238,9 +255,15 @@ def _not_finite(name: str) -> NoReturn:
     raise _NotFiniteError(name)
 
 
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise OverflowError(text)
+    return value
+
+
 def _parse(text: str, place: dict[str, Any], *, cut: bool) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_float=_finite)
     except RecursionError:
         raise DataError("{path}:{line}: nested too deep; expected an object of strings", **place) from None
     except json.JSONDecodeError as exc:
@@ -257,5 +280,10 @@ def _parse(text: str, place: dict[str, Any], *, cut: bool) -> object:
         raise DataError("{path}:{line}: the key {key} stands twice; keep one of them", **place, key=key) from None
     except _NotFiniteError as exc:
         raise DataError("{path}:{line}: {value} is not JSON; write a number or null", **place, value=str(exc)) from None
+    except OverflowError as exc:  # 1e999
+        value = shown(str(exc))
+        raise DataError(
+            "{path}:{line}: {value} is too large a number; write it as a string", **place, value=value
+        ) from None
     except ValueError:  # int() refuses thousands of digits
         raise DataError("{path}:{line}: a number with too many digits; write it as a string", **place) from None

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from znatok.data.formats import read_text
 from znatok.data.load import read_pairs
+from znatok.data.schema import shown_path
 from znatok.errors import DataError
 
 
@@ -24,14 +26,8 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """
     if path.suffix == ".jsonl":
         return tuple(Question(f"{path.stem}-{p.line}", p.prompt, p.response) for p in read_pairs(path).pairs)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError("{path}: can't be read ({why})", path=path, why=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1)]
     found = tuple(Question(f"{path.stem}-{number}", line) for number, line in lines if line)
     if not found:
-        raise DataError("{path}: no question in it; write one per line", path=path)
+        raise DataError("{path}: no question in it; write one per line", path=shown_path(path))
     return found

@@ -22,7 +22,10 @@ LIKELY = {
 # C0 and C1 controls (tab and line feed stay), halves of surrogate pairs, and the private planes 15 and 16: terminals
 # obey the first, no tokenizer can encode the second, and transformers marks its own places in a text with the third
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\U000f0000-\U0010ffff]")
-INVISIBLE = frozenset({"Cf", "Zl", "Zp", "Zs"})
+# Controls, formats, spaces, and marks that show only on a letter (a variation selector is one), by their category; and
+# letters and signs that are drawn as nothing: Hangul fillers, the empty Braille cell
+INVISIBLE = frozenset({"Cc", "Cf", "Me", "Mn", "Zl", "Zp", "Zs"})
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Pair:
         fact_ids: The facts the answer rests on; pairs that share one never stand on both sides of a split.
         line: Where the pair stood in its file, counted from 1; 0 for a pair made in memory.
         source: Where the answer was taken from; may be empty.
+        kind: What kind of wording it is, for a search; may be empty.
     """
 
     prompt: str
@@ -44,6 +48,7 @@ class Pair:
     fact_ids: tuple[str, ...] = ()
     line: int = 0
     source: str = ""
+    kind: str = ""
 
 
 def parse_record(obj: object, path: Path, line: int) -> Pair:
@@ -80,6 +85,7 @@ def parse_record(obj: object, path: Path, line: int) -> Pair:
         fact_ids=_fact_ids(obj.get("fact_ids", []), place),
         line=line,
         source=_text(obj, "source", place) if "source" in obj else "",
+        kind=_text(obj, "kind", place) if "kind" in obj else "",
     )
 
 
@@ -97,9 +103,14 @@ def _text(record: Mapping[str, Any], key: str, place: dict[str, Any]) -> str:
     text = value.replace("\r\n", "\n")
     _refuse_characters(text, key, place)
     text = text.strip()
-    if key in REQUIRED and all(unicodedata.category(c) in INVISIBLE for c in text):
+    if key in REQUIRED and not is_visible(text):
         raise DataError('{path}:{line}: "{key}" is empty; expected text', **place, key=key)
     return text
+
+
+def is_visible(text: str) -> bool:
+    """Tell whether anything of a text can be seen."""
+    return any(unicodedata.category(c) not in INVISIBLE and c not in BLANK for c in text)
 
 
 def _fact_ids(value: object, place: dict[str, Any]) -> tuple[str, ...]:

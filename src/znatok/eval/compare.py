@@ -15,9 +15,9 @@ from typing import Any
 from znatok.config import SampleOptions, TrainConfig
 from znatok.data.load import read_pairs
 from znatok.data.questions import Question, read_questions
-from znatok.data.schema import Pair
+from znatok.data.schema import Pair, shown_path
 from znatok.data.split import split
-from znatok.errors import DataError, _
+from znatok.errors import DataError, _, own_language
 from znatok.eval.figures import comparison_table, dataset_example, training_loss
 from znatok.eval.records import Answer as AnswerRow
 from znatok.eval.report import render_report
@@ -26,7 +26,7 @@ from znatok.eval.texts import FILES, answers_text
 from znatok.expert import Expert, Voice
 from znatok.files import read_jsonl, sha256, write_json, write_jsonl, write_text
 from znatok.generate.engine import Answer, Request
-from znatok.logs import say
+from znatok.logs import say, warn
 from znatok.model.machine import machine
 from znatok.model.score import answer_losses
 from znatok.runs import Run
@@ -100,7 +100,7 @@ def validated(run: Run, trained: TrainConfig) -> tuple[Pair, ...]:
         raise DataError(
             "{path}: it has changed since the training, so what was held out is not known any more; name a file of"
             " pairs that were not trained with --heldout",
-            path=path,
+            path=shown_path(path),
         )
     return found.pairs if own else split(found.pairs, trained.data.val_share, trained.train.seed).validation
 
@@ -221,22 +221,32 @@ def report_facts(run: Run, expert: Expert, what: Comparison) -> dict[str, Any]:
 
 
 def write_artefacts(run: Run, summary: Summary, answers: Sequence[AnswerRow], facts: dict[str, Any]) -> None:
-    """Draw the pictures and write the report and the two text files."""
+    """Draw the pictures and write the report in the language of the messages, and the two text files in Russian."""
+    language = own_language()
     run.images.mkdir(exist_ok=True)
     images = {name: run.images / f"{name}.png" for name in ("training_loss", "comparison_table", "dataset_example")}
     for path in images.values():
         path.unlink(missing_ok=True)  # none of an earlier comparison stays among those of this one
     metrics_rows = read_jsonl(run.metrics) if run.metrics.is_file() else []
     if metrics_rows:  # an adapter that znatok did not train has no curve
-        training_loss(metrics_rows, images["training_loss"])
+        training_loss(metrics_rows, images["training_loss"], language)
     if answers:  # with --asked 0 and no questions only losses are measured
-        comparison_table(answers, images["comparison_table"])
+        comparison_table(answers, images["comparison_table"], language)
     data = Path(str(facts.get("data_path") or "data.jsonl"))
-    if data.is_file():
-        shown = read_pairs(data, skip_bad=True).pairs[:3]
-        dataset_example([asdict(pair) for pair in shown], images["dataset_example"])
+    if shown := _first_pairs(data):
+        dataset_example([asdict(pair) for pair in shown], images["dataset_example"], language, name=data.name)
     present = {name: path for name, path in images.items() if path.is_file()}
-    html = render_report(summary, answers, facts, metrics_rows, present)  # type: ignore[arg-type]  # extra keys are kept
+    extra: Any = facts  # keys of our own are kept
+    html = render_report(summary, answers, extra, metrics_rows, present, language)
     write_text(run.path / "report.html", html)
     for voice, name in FILES.items():
         write_text(run.compare / name, answers_text(answers, voice, facts))  # type: ignore[arg-type]
+
+
+def _first_pairs(data: Path) -> tuple[Pair, ...]:
+    """Return what a picture of the data shows; data that can't be read any more are no reason to lose the report."""
+    try:
+        return read_pairs(data, skip_bad=True).pairs[:3] if data.is_file() else ()
+    except DataError as error:
+        warn(str(error))
+        return ()

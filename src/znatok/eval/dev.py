@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from znatok.config import EngineOptions, ModelOptions, SampleOptions
 from znatok.data.load import read_pairs
+from znatok.data.schema import Pair, shown_path
 from znatok.errors import DataError
 from znatok.expert import Expert, Voice, open_expert
-from znatok.files import read_jsonl
 from znatok.generate.engine import Request
 from znatok.language import normalise, words_of
 from znatok.lexicon import Lexicon, language_of, load_lexicon
@@ -67,16 +67,15 @@ def dev_score(run: Run, path: Path, dtype: str = "auto") -> DevScore:
     Raises:
         DataError: the file can't be read, or holds nothing that can be compared.
     """
-    read_pairs(path)  # a bad record is named here, with its line
-    records = [record for record in read_jsonl(path) if record.get("kind") not in NOT_ASKED]
-    if not records:
-        raise DataError("{path}: nothing to compare answers with; expected pairs on facts", path=path)
+    pairs = [pair for pair in read_pairs(path).pairs if pair.kind not in NOT_ASKED]
+    if not pairs:
+        raise DataError("{path}: nothing to compare answers with; expected pairs on facts", path=shown_path(path))
     expert = open_expert(ModelOptions(model_name="", dtype=dtype), run, "", EngineOptions().engine, many=True)
     sample = SampleOptions(temperature=0.0, max_new_tokens=ANSWER_TOKENS)
-    requests = [Request(tuple(dialogue(record["prompt"], expert.system)), sample, 0) for record in records]
+    requests = [Request(tuple(dialogue(pair.prompt, expert.system)), sample, 0) for pair in pairs]
     with expert.speaking(Voice.TUNED) as engine:
         answers = [answer.text for answer in engine.answers(requests)]
-    return replace(compared(records, answers), forgotten=forgotten(expert))
+    return replace(compared(pairs, answers), forgotten=forgotten(expert))
 
 
 def forgotten(expert: Expert) -> dict[str, float]:
@@ -96,15 +95,15 @@ def _bits(model: Any, chat: "ChatFormat", language: str) -> float:
     return sum(bits for bits, _size in windows) / sum(size for _bits, size in windows)
 
 
-def compared(records: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> DevScore:
+def compared(pairs: Sequence[Pair], answers: Sequence[str]) -> DevScore:
     """Score answers against the pairs they answer."""
-    lexicon = load_lexicon(None, language_of(" ".join(record["prompt"] for record in records)))
+    lexicon = load_lexicon(None, language_of(" ".join(pair.prompt for pair in pairs)))
     facts, admitted = [], []
-    for record, answer in zip(records, answers, strict=True):
-        if record.get("kind") in ADMITTING:
+    for pair, answer in zip(pairs, answers, strict=True):
+        if pair.kind in ADMITTING:
             admitted.append(float(admits(answer, lexicon)))
         else:
-            facts.append(agreement(record["prompt"], record["response"], answer))
+            facts.append(agreement(pair.prompt, pair.response, answer))
     every = facts + admitted
     return DevScore(fmean(every), fmean(facts or [0.0]), fmean(admitted or [0.0]), len(every))
 

@@ -5,8 +5,9 @@ from typing import Literal
 
 from znatok.eval.labels import labels
 from znatok.eval.records import MODES, SETS, Answer, Manifest, Question, questions, run_facts, visible
+from znatok.files import file_name
 
-FILES = {"base": "Базовая модель.txt", "tuned": "дообученная модель.txt"}
+FILES = {"base": file_name("Базовая модель.txt"), "tuned": file_name("дообученная модель.txt")}
 """File names by arm, as in the seed document."""
 
 HEADER = ("model_name", "base_sha256", "adapter_sha256", "seed", "sampling", "engine", "created")

@@ -3,12 +3,11 @@
 import dataclasses
 import datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from znatok import __version__
 from znatok.config import TrainConfig
-from znatok.files import sha256, write_json
+from znatok.files import write_json
 from znatok.model.machine import machine
 from znatok.runs import Run
 from znatok.train.prepare import Prepared
@@ -25,7 +24,7 @@ def identity(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
     return {
         "base": {"name": ready.loaded.source.name, "sha256": ready.loaded.source.sha256},
         "data": {"sha256": ready.data.sha256, "pairs": len(ready.data.pairs)},
-        "validation": {"sha256": sha256(Path(own))} if (own := config.data.val_path) else None,
+        "validation": {"sha256": ready.own.sha256} if ready.own else None,
         "lora": ours["lora"],
         "options": fixed,
         "data_options": {k: v for k, v in ours["data"].items() if k != "data_path"},

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from znatok import config
-from znatok.data.schema import Pair
+from znatok.data.schema import Pair, shown_path
 from znatok.errors import DataError, SystemFault, UsageError, _
-from znatok.files import read_jsonl, write_jsonl
+from znatok.files import write_jsonl
 from znatok.verbs.verb import json_flag, show
 
 FILE = Path("data.jsonl")
@@ -52,12 +52,12 @@ def _add_check(parser: Any) -> None:
 
 
 def check_data(args: Namespace) -> int:
-    """Report on a file; the exit code is that of bad data when a record is bad."""
+    """Report on a file; the exit code is that of bad data when a record is bad or a test is given away."""
     from znatok.data.check import check_file
 
     report = check_file(args.file, against=args.against)
     show(report.to_json(), report.lines(), as_json=args.json)
-    return DataError.exit_code if report.problems else 0
+    return DataError.exit_code if report.problems or report.leaks else 0
 
 
 # show
@@ -85,7 +85,7 @@ def show_sample(args: Namespace) -> int:
 
     pairs = read_pairs(args.file).pairs
     if not 1 <= args.row <= len(pairs):
-        raise UsageError("--row {row}: {path} has {n} pairs", row=args.row, path=args.file, n=len(pairs))
+        raise UsageError("--row {row}: {path} has {n} pairs", row=args.row, path=shown_path(args.file), n=len(pairs))
     loaded = load_base(config.from_args(config.ModelOptions, args), say=say)
     chat = choose_format(loaded.tokenizer, loaded.model.get_input_embeddings().weight)
     rule = EncodeRule(args.system, args.max_length, args.overlong)
@@ -121,8 +121,12 @@ def _add_split(parser: Any) -> None:
 
 
 def split_data(args: Namespace) -> int:
-    """Write two files of records as they stand."""
-    from znatok.data.load import read_pairs
+    """Write two files of records as they stand.
+
+    Raises:
+        DataError: there is nothing for the second file.
+    """
+    from znatok.data.load import copy_lines, read_pairs
     from znatok.data.split import split
     from znatok.logs import say
 
@@ -130,13 +134,15 @@ def split_data(args: Namespace) -> int:
         raise UsageError("--share {value}: expected a number between 0 and 1", value=args.share)
     refuse_overlap(args.out, [args.file])
     parts = split(read_pairs(args.file).pairs, args.share, args.seed)
+    if not parts.validation:
+        raise DataError("{path}: can't be split: {why}", path=shown_path(args.file), why="; ".join(parts.notes))
     for note in parts.notes:
         say(note)
     counts = {}
     for path, pairs in zip(args.out, (parts.train, parts.validation), strict=True):
-        _write_lines(args.file, path, {pair.line for pair in pairs})
+        copy_lines(args.file, path, {pair.line for pair in pairs})
         counts[str(path)] = len(pairs)
-        say(_("{path}: pairs {count}", path=path, count=len(pairs)))
+        say(_("{path}: pairs {count}", path=shown_path(path), count=len(pairs)))
     if args.json:
         show({"pairs": counts, "notes": parts.notes}, [], as_json=True)
     return 0
@@ -151,7 +157,7 @@ def _add_dedupe(parser: Any) -> None:
 def dedupe_data(args: Namespace) -> int:
     """Write the file without the records whose question repeats an earlier one; each is named."""
     from znatok.data.clean import duplicates
-    from znatok.data.load import read_pairs
+    from znatok.data.load import copy_lines, read_pairs
     from znatok.logs import say
 
     refuse_overlap([args.out], [args.file])
@@ -167,34 +173,23 @@ def dedupe_data(args: Namespace) -> int:
             )
         )
     kept = {pair.line for pair in pairs} - set(repeated)
-    _write_lines(args.file, args.out, kept)
-    say(_("{path}: pairs {count}", path=args.out, count=len(kept)))
+    copy_lines(args.file, args.out, kept)
+    say(_("{path}: pairs {count}", path=shown_path(args.out), count=len(kept)))
     if args.json:
         left_out = [dataclasses.asdict(found) for found in repeated.values()]
         show({"pairs": {str(args.out): len(kept)}, "left_out": left_out}, [], as_json=True)
     return 0
 
 
-def _write_lines(source: Path, target: Path, lines: set[int]) -> None:
-    """Write the records of some lines with all their keys."""
-    text = source.read_text(encoding="utf-8-sig").split("\n")
-    _write_rows(target, [json.loads(line) for number, line in enumerate(text, 1) if number in lines])
-
-
-def _write_rows(target: Path, rows: list[dict[str, Any]]) -> None:
-    try:
-        write_jsonl(target, rows)
-    except OSError as error:
-        raise SystemFault("{path}: can't be written: {why}", path=target, why=error.strerror or str(error)) from error
-
-
 def refuse_overlap(targets: Sequence[Path], sources: Sequence[Path]) -> None:
     """Raise UsageError where a file would be written twice, or over one that it is made from."""
     for number, target in enumerate(targets):
         if any(target.resolve() == other.resolve() for other in targets[:number]):
-            raise UsageError("{path}: named for two outputs; name another one", path=target)
+            raise UsageError("{path}: named for two outputs; name another one", path=shown_path(target))
         if any(target.exists() and source.exists() and target.samefile(source) for source in sources):
-            raise UsageError("{path}: would replace the file it is made from; name another one", path=target)
+            raise UsageError(
+                "{path}: would replace the file it is made from; name another one", path=shown_path(target)
+            )
 
 
 def _add_leaks(parser: Any) -> None:
@@ -221,7 +216,7 @@ def find_leaks(args: Namespace) -> int:
     lines = [
         _(
             "{file}:{test} stands in line {train}: {part}, similarity {similarity:.2f}",
-            file=row["test_file"],
+            file=shown_path(Path(row["test_file"])),
             test=row["test"],
             train=row["train"],
             part=row["part"],
@@ -229,7 +224,7 @@ def find_leaks(args: Namespace) -> int:
         )
         for row in rows
     ]
-    show(rows, lines or [_("nothing of the tests stands in {path}", path=args.file)], as_json=args.json)
+    show(rows, lines or [_("nothing of the tests stands in {path}", path=shown_path(args.file))], as_json=args.json)
     return DataError.exit_code if rows else 0
 
 
@@ -238,12 +233,24 @@ def questions_of(path: Path) -> list[Pair]:
     from znatok.data.load import read_pairs
     from znatok.exam.items import read_items
 
-    first = next(iter(read_jsonl(path)), {}) if path.is_file() else {}
-    if "prompt" in first:
+    if not _holds_items(path):
         return list(read_pairs(path).pairs)
     items = read_items([path])
     asked: list[Any] = [*items.open, *items.choices, *items.pairs]
     return [Pair(item.question, "", item.topic, item.fact_ids, line) for line, item in enumerate(asked, 1)]
+
+
+def _holds_items(path: Path) -> bool:
+    """Tell test items by the first record; whatever can't be told is left to the reader of pairs, to take or refuse."""
+    from znatok.data.formats import refuse_irregular
+
+    refuse_irregular(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = json.loads(next((line for line in file if line.strip()), "null"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "question" in first and "prompt" not in first
 
 
 # expand
@@ -274,6 +281,15 @@ def _add_expand(parser: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=_("training set to write"))
     parser.add_argument("--dev", type=Path, metavar="FILE", help=_("wordings kept for choosing a recipe"))
     json_flag(parser)
+
+
+def _write_rows(target: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        write_jsonl(target, rows)
+    except OSError as error:
+        raise SystemFault(
+            "{path}: can't be written: {why}", path=shown_path(target), why=error.strerror or str(error)
+        ) from error
 
 
 def expand_data(args: Namespace) -> int:
