@@ -16,8 +16,11 @@ The template is the key of the message catalogue, so an error is translated wher
 A message names place, value, expectation and remedy, in that order, on one line.
 """
 
+import errno
 import gettext
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +39,11 @@ def speak(language: str) -> None:
     """Say everything in this language from now on, in this process and those it starts."""
     os.environ["ZNATOK_LANG"] = language
     catalogue.cache_clear()
+
+
+def own_language() -> str:
+    """Return the language of the messages where it is one of the reports' own: ``ru``, otherwise ``en``."""
+    return "ru" if catalogue().info().get("language", "").startswith("ru") else "en"
 
 
 def _(template: str, /, **fields: object) -> str:
@@ -110,3 +118,76 @@ class Interrupted(ZnatokError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (type(self), self.template, {**self.fields, "exit_code": self.exit_code})
+
+
+# What the machine does to anybody
+
+NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""What torch's errors say when memory runs out, on the CPU and on CUDA; only CUDA's is of a class of its own."""
+
+MACHINE = {
+    getattr(errno, name)
+    for name in (
+        "EACCES",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EISDIR",
+        "ELOOP",
+        "ENAMETOOLONG",
+        "ENOSPC",
+        "ENOTDIR",
+        "EPERM",
+        "EROFS",
+    )
+    if hasattr(errno, name)
+}
+"""System errors that a disk, its rights or a name bring about, whatever the program."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out: Python's own, the system's, or torch's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or told
+
+
+@contextmanager
+def as_faults() -> Iterator[None]:
+    """Turn what the machine does to any program into a SystemFault: memory, disks, rights, and libraries too old.
+
+    Raises:
+        SystemFault: instead of MemoryError, torch's likes of it, an OSError of :data:`MACHINE`, or an ImportError.
+    """
+    try:
+        yield
+    except ZnatokError:
+        raise
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        fault = _fault(error)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _fault(error: BaseException) -> SystemFault | None:
+    """Return what the user is told; None for a bug of ours."""
+    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if out_of_memory(error):
+        return SystemFault(
+            "memory ran out ({why}): take a smaller model or --dtype int8, or end other programs; training takes less"
+            " with --low_memory or a lower --max_length, and goes on with --resume",
+            why=why,
+        )
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        return SystemFault(
+            "{path}: can't be read or written ({why}); make room or give rights there, or name another place",
+            path=error.filename or _("a file"), why=error.strerror,
+        )  # fmt: skip
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] != "znatok":
+        return SystemFault(
+            "{why}: a library is missing, or of a version znatok can't use; mend it with: pip install --upgrade znatok",
+            why=why,
+        )
+    return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from znatok.errors import SystemFault
+from znatok.errors import DataError, SystemFault
 
 BLOCK = 1 << 20
 
@@ -60,10 +60,30 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def file_name(name: str) -> str:
+    """Return a name whose bytes on the disk are UTF-8 whatever the locale; one of ASCII could not write it at all."""
+    return os.fsdecode(name.encode())
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return the temporary files of ``path`` that killed writers left beside it, or one who is writing it now."""
+    return list(path.parent.glob(f".{path.name}.????????{path.suffix}"))
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def prune(folder: Path, kept: int) -> None:
+    """Remove all files of a cache but the newest; a process that has one open keeps it."""
+    dated = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process prunes as well
+            dated.append((path.stat().st_mtime_ns, path))
+    for _time, path in sorted(dated, reverse=True)[kept:]:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,9 +103,17 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that this program wrote itself."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(value, dict), path
+    """Read a JSON object that this program wrote itself.
+
+    Raises:
+        DataError: it no longer is one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError("{path}: damaged, {why}; bring back a copy, or make it anew", path=path, why=error) from error
+    if not isinstance(value, dict):
+        raise DataError("{path}: damaged, no JSON object; bring back a copy, or make it anew", path=path)
     return value
 
 

@@ -10,6 +10,7 @@
     status.json                                        running, finished, failed or interrupted
     checkpoints/step-000100/                           complete checkpoints, newest highest
     images/, compare/, eval/                           what later commands add
+    export/, votes.jsonl                               what its user made of it; starting anew moves these to earlier/
 """
 
 import contextlib
@@ -19,11 +20,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from znatok.errors import ModelError, SystemFault, UsageError
-from znatok.files import read_json, write_json, write_text
+from znatok.errors import ModelError, SystemFault, UsageError, _
+from znatok.files import leftovers, read_json, write_json, write_text
+from znatok.logs import warn
 
 try:
     import fcntl
@@ -44,6 +47,8 @@ OWN_FILES = (
     "report.html",
 )
 OWN_FOLDERS = ("checkpoints", "images", "compare", "eval")
+USERS = ("export", "votes.jsonl")
+"""What a user made of a run: starting it anew moves this aside, for it says nothing of the new adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,10 @@ class Run:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(self.path / "status.json", {"state": state, "updated": now, "pid": os.getpid(), **facts})
 
+    def leftovers(self) -> list[Path]:
+        """Return the temporary files that killed processes left; who removes them holds the run."""
+        return [left for name in OWN_FILES for left in leftovers(self.path / name)]
+
 
 def slug(text: str) -> str:
     """Return ``text`` as a file name of at most 64 letters, digits, dots, dashes and underscores."""
@@ -119,29 +128,52 @@ def create(output_dir: str | None, model_name: str, *, force: bool = False) -> R
         path = _unused(Path("runs") / f"{stamp}_{slug(Path(model_name).name)}")
     else:
         path = Path(output_dir)
-    if path.is_dir() and any(path.iterdir()):
-        with held(Run(path)):  # a run being written to is not cleared away under its writer
-            _clear(path)
-    try:
+    with _writing(path):
+        if path.is_dir() and any(path.iterdir()):
+            with held(Run(path)):  # a run being written to is not cleared away under its writer
+                _clear(path)
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "status.json", "{}\n")
-    except OSError as error:
-        raise SystemFault("--output_dir {path}: can't be written to ({why})", path=path, why=error.strerror) from error
-    _point_latest(path)
+        _point_latest(path)
     return Run(path)
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell why a directory can't be made or written to."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemFault(
+            "{path}: can't be written to ({why}); make room or give rights there, or name another place",
+            path=path, why=error.strerror or error,
+        ) from error  # fmt: skip
+
+
 def refuse_used(output_dir: str | None, *, force: bool = False) -> None:
-    """Raise UsageError where a new run can't stand: on a file, or on files of another run without ``force``."""
-    path = Path(output_dir) if output_dir is not None else None
-    if path is None or not path.exists():
+    """Raise UsageError where a new run can't stand: on a file, or on files of another run without ``force``.
+
+    Raises:
+        SystemFault: the place can't be looked at.
+    """
+    if output_dir is None:
         return
-    if not path.is_dir():
-        raise UsageError("--output_dir {path}: a file stands there; name a directory", path=path)
-    if not force and any(path.iterdir()):
-        raise UsageError(
-            "--output_dir {path}: not empty; --resume goes on with the run in it, --force starts it anew", path=path
-        )
+    path = Path(output_dir)
+    with _writing(path):
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise UsageError("--output_dir {path}: a file stands there; name a directory", path=path)
+        if not force and _is_used(path):
+            raise UsageError(
+                "--output_dir {path}: not empty; --resume goes on with the run in it, --force starts it anew", path=path
+            )
+
+
+def _is_used(path: Path) -> bool:
+    """Tell whether there is more in a directory than a run leaves that was killed before it had stored its options."""
+    begun = {path / ".lock", path / "status.json", *Run(path).leftovers()}
+    return not begun.issuperset(path.iterdir())
 
 
 def _unused(path: Path) -> Path:
@@ -151,11 +183,21 @@ def _unused(path: Path) -> Path:
 
 
 def _clear(path: Path) -> None:
-    """Remove what a run wrote, and nothing else a user may keep there."""
-    for name in OWN_FILES:
-        (path / name).unlink(missing_ok=True)
-    for name in OWN_FOLDERS:
-        shutil.rmtree(path / name, ignore_errors=True)
+    """Remove what a run wrote, set aside what was made of it, and leave whatever else a user may keep there.
+
+    What can't be removed is an error: checkpoints that stay would be taken for the new run's.
+    """
+    for file in (*(path / name for name in OWN_FILES), *Run(path).leftovers()):
+        file.unlink(missing_ok=True)
+    for folder in (path / name for name in OWN_FOLDERS):
+        if folder.exists():
+            shutil.rmtree(folder)
+    if made := [name for name in USERS if (path / name).exists()]:
+        aside = _unused(path / "earlier")
+        aside.mkdir()
+        for name in made:
+            (path / name).rename(aside / name)
+        warn(_("{path}: {names} of the run before now stand in {aside}", path=path, names=", ".join(made), aside=aside))
 
 
 def _point_latest(path: Path) -> None:
@@ -183,13 +225,14 @@ def find(name: str | None) -> Run:
         latest = Path("runs") / "latest"
         target = latest.resolve() if latest.is_dir() else None
         if latest.is_file():
-            target = latest.parent / latest.read_text(encoding="utf-8").strip()
+            target = latest.parent / latest.read_text(encoding="utf-8", errors="replace").strip()
         if target is None or not target.is_dir():
             raise ModelError("no run yet: train one with «znatok train», or name its directory")
         return Run(target)
     for path in (Path(name), Path("runs") / name):
-        if path.is_dir():
-            return Run(path)
+        with contextlib.suppress(OSError):  # a name too long, a folder closed to this user: nothing is found there
+            if path.is_dir():
+                return Run(path)
     raise ModelError("{name}: no such run directory; «ls runs» shows yours", name=name)
 
 
@@ -198,25 +241,31 @@ def held(run: Run) -> Iterator[None]:
     """Hold a run directory for writing; the lock ends with the process, however it ends.
 
     Raises:
-        SystemFault: another process holds it.
+        SystemFault: another process holds it, or it can't be written to.
     """
-    path = run.path / ".lock"
-    with path.open("a+", encoding="utf-8") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "?"
-                raise SystemFault(
-                    "{path}: process {pid} is writing to this run; wait for it, or name another --output_dir",
-                    path=run.path,
-                    pid=holder,
-                ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with _writing(run.path):
+        file = (run.path / ".lock").open("a+b", buffering=0)  # or closing it would write once more on a full disk
+    with file:
+        with _writing(run.path):
+            _lock(file, run)
         try:
             yield
         finally:
-            file.truncate(0)
+            with contextlib.suppress(OSError):  # a disk that broke meanwhile: the lock ends with the file all the same
+                file.truncate(0)
+
+
+def _lock(file: FileIO, run: Run) -> None:
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().decode().strip() or "?"
+            raise SystemFault(
+                "{path}: process {pid} is writing to this run; wait for it, or name another --output_dir",
+                path=run.path,
+                pid=holder,
+            ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n".encode())

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from znatok import config
-from znatok.errors import UsageError, ZnatokError, _
+from znatok.errors import UsageError, ZnatokError, _, as_faults
 
 
 def run_command(command: Callable[[], int]) -> int:
     """Run an entry point: one line for the user's errors, the exit code of the table, no traceback.
 
-    An error that is none of ours is a bug, and keeps its traceback.
+    An error that is neither ours nor the machine's is a bug, and keeps its traceback.
     """
     from znatok import logs
 
@@ -22,7 +22,8 @@ def run_command(command: Callable[[], int]) -> int:
     logs.setup()
     try:
         try:
-            code = command()
+            with as_faults():
+                code = command()
         finally:  # also after --help, which argparse ends with SystemExit
             if sys.stdout is not None:  # «>&-» leaves none
                 sys.stdout.flush()  # here, where a closed pipe is still understood
@@ -68,7 +69,10 @@ def train_config(args: Any, argv: Sequence[str]) -> config.TrainConfig:
 
     stored = find(stated.train.output_dir).options
     if not stored.is_file():
-        raise UsageError("--resume {path}: no run.toml, so no run was started there", path=stated.train.output_dir)
+        raise UsageError(
+            "--resume {path}: no run.toml, so no run was started there; leave --resume out to start one",
+            path=stated.train.output_dir,
+        )
     own = config.TrainConfig.from_toml(stored)
     groups = {}
     for spec in dataclasses.fields(own):

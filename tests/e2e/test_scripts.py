@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,9 @@ ARTEFACTS = (
 )
 
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # else Python takes the C locale for UTF-8
+
+
 def seed_command(model="Qwen/Qwen2.5-1.5B", data="data.jsonl", output="my-lora-model"):
     """Return the seed document's training command, with other names and paths only."""
     return [
@@ -44,7 +49,8 @@ def place(tiny_dir, tmp_path_factory):
         folder / "heldout.jsonl", [("Что такое сопло?", "Выход горячего конца."), ("Где сушат?", "В печи.")]
     )
     (folder / "questions.txt").write_text(QUESTIONS, encoding="utf-8")
-    done = helpers.script("train_model.py", *seed_command(model="model"), cwd=folder)
+    strict = {"PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "1"}  # our code warns of nothing and rests on no assert
+    done = helpers.script("train_model.py", *seed_command(model="model"), cwd=folder, **strict)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "\x1b" not in done.stderr
@@ -82,6 +88,7 @@ def here(place, monkeypatch, capsys):
 
 
 def test_training_leaves_a_finished_run(place):
+    """Under python -O -W error, too."""
     run = place / "my-lora-model"
     assert helpers.status(run) == "finished"
     assert len(helpers.losses(run)) == 9
@@ -102,8 +109,9 @@ def test_the_base_and_the_tuned_model_answer_piped_questions(place):
 
 
 def test_compare_writes_everything_and_publish_puts_it_into_a_repository(place, tmp_path, here):
+    """Also where the locale knows only ASCII: two of the files have Russian names, and could not be written there."""
     files = ["--questions", "questions.txt", "--heldout", "heldout.jsonl", "--max_new_tokens", "8"]
-    done = helpers.script("znatok", "compare", "my-lora-model", *files, "--json", cwd=place)
+    done = helpers.script("znatok", "compare", "my-lora-model", *files, "--json", cwd=place, **ASCII)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["questions"] == 4
     run = place / "my-lora-model"
@@ -272,7 +280,62 @@ def test_a_second_process_on_the_same_run_is_turned_away_and_sigterm_still_saves
     assert checkpoints.step_of(checkpoints.newest(run / "checkpoints", pytest.fail)) == len(helpers.losses(run))
 
 
-# Pipes and terminals
+# The network
+
+
+def test_downloads_go_through_the_proxy_that_is_set_and_say_what_it_said(tmp_path):
+    """Pip and the hub's library obey the variables; of this proxy each hears a refusal."""
+    asked = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            asked.append(self.path)
+            self.send_error(403, "not from here")
+
+        def log_message(self, *_arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        proxies = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], f"http://127.0.0.1:{proxy.server_port}")
+        nothing = dict.fromkeys(["NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "PIP_FIND_LINKS"], "")
+        pip = {"PIP_INDEX_URL": "https://index.example/simple", "PIP_RETRIES": "0", "PIP_NO_INDEX": "0"}
+        home = {"ZNATOK_HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        model = ("model", "get", "smollm2-135m-instruct")
+        done = helpers.script("znatok", *model, cwd=tmp_path, **proxies, **nothing, **pip, **home)
+        proxy.shutdown()
+    refused(done, 4, "smollm2-135m-instruct", "403")
+    assert {"index.example:443", "huggingface.co:443"} <= set(asked)
+
+
+# Pipes, terminals and locales
+
+
+@pytest.mark.parametrize(
+    ("changes", "encoding", "shown"),
+    [
+        (ASCII, "ascii", "??? 1,"),
+        ({"PYTHONIOENCODING": "ascii"}, "ascii", "??? 1,"),
+        ({"PYTHONIOENCODING": "cp1251"}, "cp1251", "пар 1,"),
+        ({"PYTHONIOENCODING": "cp1251:strict"}, "cp1251", "пар 1,"),
+        ({"LC_ALL": "C"}, "utf-8", "пар 1,"),
+        ({"LC_ALL": "POSIX"}, "utf-8", "пар 1,"),
+        ({"LC_ALL": "tr_TR.UTF-8"}, "utf-8", "пар 1,"),
+    ],
+    ids=lambda value: " ".join(map("=".join, value.items())) if isinstance(value, dict) else None,
+)
+def test_russian_is_shown_on_any_console_and_json_says_it_all(tmp_path, changes, encoding, shown):
+    """A terminal wants «?» for what it can't show; a program that reads JSON wants the letters."""
+    record = {"prompt": "Что такое сопло?", "response": "Выход.", "topic": "печать"}
+    (tmp_path / "данные.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    command = helpers.command("znatok", "data", "check", "данные.jsonl")
+    env = helpers.environment(ZNATOK_LANG="ru", **changes)
+    plain, document = (
+        subprocess.run([*command, *more], cwd=tmp_path, env=env, capture_output=True, timeout=60, check=True)
+        for more in ([], ["--json"])
+    )
+    assert shown in plain.stdout.decode(encoding)
+    assert json.loads(document.stdout.decode(encoding))["topics"] == {"печать": 1}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "check", "data.jsonl"]], ids=" ".join)

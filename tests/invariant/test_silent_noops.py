@@ -1,7 +1,10 @@
 """A run that can't have worked ends as an error, says so in ``status.json``, and keeps its last good checkpoint."""
 
 import json
+import os
+import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from safetensors import SafetensorError
 
 import helpers
 import tiny
-from znatok.errors import DataError, ModelError, SystemFault, TrainingError, UsageError
+import znatok
+from znatok.errors import DataError, ModelError, SystemFault, TrainingError, UsageError, as_faults
 from znatok.fast.backbone import Backbone
 from znatok.files import read_json
 from znatok.model import score
@@ -101,16 +105,19 @@ def test_a_failed_run_goes_on_from_its_last_good_checkpoint(tiny_dir, pairs_file
     assert helpers.adapter_bytes(tmp_path / "run") == helpers.adapter_bytes(straight)
 
 
+@pytest.mark.parametrize(("factor", "norm"), [(NAN, "nan"), (torch.tensor(1e22), "inf")], ids=["nan", "inf"])
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_reaches_the_weights(
-    tiny_dir, pairs_file, tmp_path, monkeypatch, computed_by
+    tiny_dir, pairs_file, tmp_path, monkeypatch, computed_by, factor, norm
 ):
+    """The norm of a finite gradient of 1e22 is infinite in float32."""
+
     def poisoned(hidden, count):
         if count == 3:
-            hidden.register_hook(lambda gradient: gradient * NAN)
+            hidden.register_hook(lambda gradient: gradient * factor)
         return hidden
 
     change_hidden(monkeypatch, poisoned)
-    with pytest.raises(TrainingError, match=r"step 3: .*gradient is nan"):
+    with pytest.raises(TrainingError, match=rf"step 3: .*gradient is {norm}"):
         helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, **computed_by)
     assert_failed(tmp_path / "run", steps=2)
 
@@ -187,6 +194,29 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(tiny_dir, pai
     assert checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail).name == "step-000002"
 
 
+@pytest.mark.parametrize("limit", [3000, 20_000, 40_000], ids=["adapter", "optimiser", "rest"])
+def test_a_disk_that_fills_up_leaves_a_run_that_goes_on_once_there_is_room(
+    tiny_dir, pairs_file, tmp_path, monkeypatch, limit
+):
+    """Whoever writes a checkpoint is cut short by the system: safetensors, torch's writer, Python."""
+    real = checkpoints.staging
+
+    def filling(folder):
+        if (folder / "step-000002").is_dir():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return real(folder)
+
+    monkeypatch.setattr(checkpoints, "staging", filling)
+    with helpers.small_files(resource.RLIM_INFINITY), pytest.raises(SystemFault, match="step 4 can't be written: "):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    assert helpers.status(tmp_path / "run") == "failed"
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail).name == "step-000002"
+    monkeypatch.undo()
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, resume=True)
+    assert not run.leftovers()
+    assert len(helpers.losses(run)) == 9
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
 )
@@ -207,17 +237,82 @@ def test_a_disk_that_can_not_even_take_the_status_is_told(tiny_dir, pairs_file, 
         helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
 
 
-def test_a_run_that_was_removed_does_not_come_back(tiny_dir, pairs_file, tmp_path, monkeypatch):
-    run = tmp_path / "run"
+@pytest.mark.parametrize(("mask", "never", "always"), [(0o077, 0o077, 0o600), (0o000, 0o111, 0o666)])
+def test_a_run_has_the_rights_the_umask_leaves(tiny_dir, pairs_file, tmp_path, mask, never, always):
+    """Under 077 nobody else reads it; under 000 all may, whoever wrote the file: safetensors, torch or we."""
+    before = os.umask(mask)
+    try:
+        run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", max_steps=3)
+    finally:
+        os.umask(before)
+    rights = {path.name: path.stat().st_mode for path in run.path.rglob("*") if path.is_file()}
+    assert {name: mode for name, mode in rights.items() if mode & never or mode & always != always} == {}
 
-    def removed(*_args, **_options):
-        shutil.rmtree(run)
-        raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr("znatok.train.callbacks.append_jsonl", removed)
-    with pytest.raises(SystemFault, match="No such file or directory"):
+def test_nothing_is_written_where_znatok_is_installed(tiny_dir, pairs_file, tmp_path):
+    """A system's copy can't be written to."""
+
+    def installed():
+        return {path for path in Path(znatok.__file__).parent.rglob("*") if "__pycache__" not in path.parts}
+
+    before = installed()
+    helpers.trained(tiny_dir, pairs_file, tmp_path / "run", max_steps=3)
+    assert installed() == before
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_that_was_removed_does_not_come_back(tiny_dir, pairs_file, tmp_path, monkeypatch, replaced):
+    run, real = tmp_path / "run", AnswerTrainer.training_step
+
+    def removed(trainer, *arguments):
+        if trainer.state.global_step == 2:
+            shutil.rmtree(run)
+            if replaced:
+                run.write_text("something else", encoding="utf-8")
+        return real(trainer, *arguments)
+
+    monkeypatch.setattr(AnswerTrainer, "training_step", removed)
+    with pytest.raises(SystemFault, match=r"run: can't be written or read: (No such file|Not a dir).*; make room"):
         helpers.trained(tiny_dir, pairs_file, run)
-    assert not run.exists()
+    assert run.is_file() if replaced else not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("during", "ask"),
+    [
+        ("training_step", lambda: torch.empty(1 << 60, dtype=torch.int8)),
+        ("_save_checkpoint", lambda: bytearray(1 << 60)),
+    ],
+)
+def test_memory_that_runs_out_leaves_a_run_that_goes_on(tiny_dir, pairs_file, tmp_path, monkeypatch, during, ask):
+    """Real allocations that fail; the line for the user is that of every verb (scripts.run_command)."""
+    real = getattr(AnswerTrainer, during)
+
+    def greedy(trainer, *arguments):
+        if trainer.state.global_step >= 4:
+            ask()
+        return real(trainer, *arguments)
+
+    monkeypatch.setattr(AnswerTrainer, during, greedy)
+    with pytest.raises(SystemFault, match=r"^memory ran out .*goes on with --resume"), as_faults():
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    assert helpers.status(tmp_path / "run") == "failed"
+    assert read_json(tmp_path / "run" / "status.json")["error"]
+    monkeypatch.undo()
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, resume=True)
+    assert len(helpers.losses(run)) == 9
+
+
+def test_a_run_killed_while_it_wrote_is_resumed_without_what_it_left(tiny_dir, pairs_file, tmp_path, monkeypatch):
+    change_hidden(monkeypatch, lambda hidden, count: hidden if count < 4 else hidden * NAN)
+    with pytest.raises(TrainingError):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    left = tmp_path / "run" / ".adapter_model.safetensors.ab12_xyz.safetensors"
+    left.write_bytes(b"half")
+    monkeypatch.undo()
+    run = helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, resume=True)
+    assert not left.exists()
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
 def test_a_question_that_leaves_no_room_for_an_answer_is_refused(tiny_dir, tmp_path):

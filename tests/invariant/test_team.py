@@ -1,11 +1,13 @@
 """Several processes train what one would: the same adapter for the same batches, and stop, resume and fail together."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -109,33 +111,56 @@ def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, t
     assert "processes: 2 → 1" in alone.stderr
 
 
-def test_the_others_are_told_when_one_is_killed(tiny_dir, nine, tmp_path):
+@contextmanager
+def members(*given, cwd):
+    """Start two processes as a launcher would, but one that leaves them alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = words(tiny_dir, nine, tmp_path / "run", num_train_epochs=200, val_share=0, save_steps=900)
-    members = []
+    started = []
     for rank in (0, 1):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = helpers.environment(**{name: str(value) for name, value in own.items()})
-        members.append(
+        started.append(
             subprocess.Popen(
-                helpers.command("znatok", *given), env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+                helpers.command("znatok", *given), env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True
             )
         )
-    metrics, deadline = Run(tmp_path / "run").metrics, time.monotonic() + 120
     try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_the_others_are_told_when_one_is_killed(tiny_dir, nine, tmp_path):
+    given = words(tiny_dir, nine, tmp_path / "run", num_train_epochs=200, val_share=0, save_steps=900)
+    metrics, deadline = Run(tmp_path / "run").metrics, time.monotonic() + 120
+    with members(*given, cwd=tmp_path) as (first, second):
         while not (metrics.is_file() and metrics.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    finally:
-        members[1].kill()
-        members[1].communicate()
-        _out, said = members[0].communicate(timeout=120)
-    assert members[0].returncode == 5
+        second.kill()
+        _out, said = first.communicate(timeout=120)
+    assert first.returncode == 5
     assert "error: process 0 of 2: another one ended or can't be reached" in said
     assert "Traceback" not in said
+    assert helpers.status(tmp_path / "run") == "failed"
+
+
+def test_the_others_are_told_when_one_has_an_error_of_its_own(tiny_dir, nine, tmp_path):
+    """The disk of the first fills up: it says so, and the other one does not wait for it."""
+    given = words(tiny_dir, nine, tmp_path / "run", num_train_epochs=200, val_share=0, save_steps=3)
+    with members(*given, cwd=tmp_path) as (first, second):
+        resource.prlimit(first.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than an adapter
+        (_out, said), (_none, told) = (process.communicate(timeout=120) for process in (first, second))
+    assert (first.returncode, second.returncode) == (5, 5)
+    assert "error: " in said
+    assert "the checkpoint of step 3 can't be written: " in said
+    assert "error: process 1 of 2: another one ended or can't be reached" in told
+    assert "Traceback" not in said + told
     assert helpers.status(tmp_path / "run") == "failed"
 
 

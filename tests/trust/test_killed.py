@@ -47,7 +47,7 @@ def straight(trainings):
 def finished_equally(trainings, name, straight):
     """Go on with a run that was killed; hold what comes out against the straight one."""
     run = trainings.room / name
-    trainings.whole(name, *(["--resume"] if run.exists() else []))
+    trainings.whole(name, *(["--resume"] if (run / "run.toml").is_file() else []))
     assert helpers.adapter_bytes(run) == helpers.adapter_bytes(straight)
     assert helpers.losses(run) == helpers.losses(straight)
     assert helpers.validations(run) == helpers.validations(straight)
@@ -78,7 +78,7 @@ def test_killed_at_fifty_random_moments(trainings, straight):
     for number, moment in enumerate(moments(seed=1, count=50, within=lasts)):
         name = f"moment-{number}"
         still_ran += trainings.killed(name, seconds=moment)
-        if number % 2 and (trainings.room / name).exists():
+        if number % 2 and (trainings.room / name / "run.toml").is_file():
             trainings.killed(name, "--resume", seconds=lasts - moment)
         finished_equally(trainings, name, run)
     assert still_ran > 25, "most were to be killed while they ran"

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 from types import SimpleNamespace
 
@@ -9,8 +10,17 @@ from rich.console import Console
 
 from znatok import logs
 from znatok.errors import Interrupted
-from znatok.files import read_json, read_jsonl, write_jsonl
-from znatok.train.callbacks import Best, Display, Metrics, SaveAfterValidation, Signals, duration, whole_epoch
+from znatok.files import read_json, read_jsonl, replacing, write_jsonl
+from znatok.train.callbacks import (
+    Best,
+    Display,
+    Metrics,
+    SaveAfterValidation,
+    Signals,
+    duration,
+    terminable,
+    whole_epoch,
+)
 
 
 def state(step=0, epoch=0.0, **more):
@@ -165,6 +175,17 @@ def test_the_first_signal_asks_for_a_checkpoint_and_the_second_ends_at_once(numb
     assert "stopped at step 2" in str(error)
 
 
+def test_sigterm_at_any_other_moment_ends_the_process_in_order(tmp_path, capsys):
+    """The process died at once: its status went on saying «running», and temporary files stayed."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, terminable(), replacing(tmp_path / "f"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_the_handlers_before_come_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with contextlib.suppress(RuntimeError), Signals():
@@ -206,15 +227,52 @@ def test_a_terminal_gets_its_cursor_back_even_after_an_error(tmp_path, screen):
     display.close()
 
 
-def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
+def shown(tmp_path):
+    """Show a step and a validation."""
     path = tmp_path / "metrics.jsonl"
     write_jsonl(path, [row(1, tokens_per_second=12.34)])
-    logs.setup()
     display = Display(path)
     display.on_train_begin(None, state(), None)
     display.on_log(None, state(1), None, logs={"loss": 5.0})
     display.on_log(None, state(3), None, logs={"eval_loss": 4.5})
     display.on_train_end(None, state(3), None)
+
+
+def test_a_terminal_that_can_not_move_its_cursor_gets_plain_lines(tmp_path, monkeypatch):
+    """Nothing at all was shown on one."""
+    stream = io.StringIO()
+    dumb = Console(file=stream, force_terminal=True, _environ={"TERM": "dumb"}, width=200, soft_wrap=True)
+    monkeypatch.setattr(logs, "_console", dumb)
+    shown(tmp_path)
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
+        "step 1/9: loss 5.0000",
+        "step 3/9: validation loss 4.5000",
+    ]
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [1, 2, 10, 80])
+def test_a_bar_fits_on_a_terminal_of_any_width(tmp_path, monkeypatch, width):
+    stream = io.StringIO()
+    monkeypatch.setattr(logs, "_console", Console(file=stream, force_terminal=True, width=width))
+    shown(tmp_path)
+    assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")
+
+
+def test_no_color_is_obeyed(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    plain = Console(file=stream, force_terminal=True, _environ={"NO_COLOR": "1", "TERM": "xterm"}, width=100)
+    monkeypatch.setattr(logs, "_console", plain)
+    shown(tmp_path)
+    colours = [
+        code for code in re.findall(r"\x1b\[([0-9;]*)m", stream.getvalue()) if re.search(r"\b[349][0-7]\b", code)
+    ]
+    assert colours == []
+
+
+def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
+    logs.setup()
+    shown(tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("step 1/9: loss 5.0000, 12.3 tokens/s, ")
     assert lines[1] == "step 3/9: validation loss 4.5000"

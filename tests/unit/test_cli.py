@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ from znatok.errors import (
     ZnatokError,
     catalogue,
 )
+from znatok.exam.judge import Judge
+from znatok.model import load
 from znatok.verbs import data, talk
+from znatok.verbs.verb import show
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "matplotlib", "huggingface_hub")
 
@@ -39,6 +43,24 @@ for call, words in calls:
         assert ended.code in (0, None), (words, ended.code)
     heavy = [name for name in {HEAVY} if name in sys.modules]
     assert not heavy, (words, heavy)
+"""
+
+
+REFUSED = """
+from pathlib import Path
+from znatok.cli import main
+from znatok.runs import Run, create
+from znatok.scripts import run_command
+codes = [
+    main(["train", "--lora_r", "0"]),
+    main(["train", "--data_path", "x", "--resume", "--output_dir", "run"]),
+    main(["no-such-verb"]),
+    main(["data", "check", "bad.jsonl", "--json"]),
+    run_command(lambda: len(Run(Path("run")).read_status())),
+    run_command(lambda: create("bad.jsonl/run", "m")),
+]
+print()
+print(*codes)
 """
 
 
@@ -116,6 +138,8 @@ def test_the_version_is_said(capsys):
         (["train", "--learning_rate", "nan"], "--learning_rate nan: expected a number in"),
         (["train", "--use_lora", "maybe"], "neither true nor false"),
         (["train", "--dtype", "float16"], "float16"),
+        (["train", "--data_path", "d\udcff.jsonl"], r"--data_path 'd\udcff.jsonl': not UTF-8; rename the file"),
+        (["chat", "--model_dir", "x", "--model_name", "\udcd0"], r"--model_name '\udcd0': not UTF-8"),
         (["train", "--resume"], "--resume needs --output_dir"),
         (["train", "--use_lora=false"], "--use_lora false"),
         (["data"], "verb"),
@@ -179,6 +203,30 @@ def test_every_kind_of_error_has_its_exit_code(error, code, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_memory_that_runs_out_under_a_verb_is_one_line(capsys):
+    """It was a traceback without advice."""
+    assert scripts.run_command(lambda: len(bytearray(1 << 60))) == 5
+    err = capsys.readouterr().err
+    assert err.startswith("error: memory ran out (MemoryError): take a smaller model")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["-O"], ["-OO"], ["-W", "error"]], ids=" ".join)
+def test_what_is_checked_stays_checked_by_an_optimised_python_and_nothing_warns(options, tmp_path):
+    """A check by assert would be gone under -O; loading and training are run so in test_scripts."""
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 1, "response": "b"}\n', encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.toml").write_text("[model]\nmodel_name = 5\n", encoding="utf-8")
+    (tmp_path / "run" / "status.json").write_text("[1]", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, *options, "-c", REFUSED], cwd=tmp_path, env=helpers.environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "2 2 2 3 3 5", done.stderr
+    assert done.stderr.count("error: ") == 5  # the records are listed on stdout
+    assert "Warning" not in done.stderr
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         scripts.run_command(lambda: 1 // 0)
@@ -208,6 +256,14 @@ def test_doctor_prints_one_json_document(capsys):
     found = document(["doctor", "--json"], capsys)
     assert found["znatok"] == __version__
     assert found["packages"]["torch"]
+
+
+def test_doctor_says_what_a_slow_processor_means_for_training(capsys, monkeypatch):
+    monkeypatch.setattr(load, "machine_capabilities", lambda: {"avx2": True})
+    found = document(["doctor", "--json"], capsys)
+    assert found["number_format"] == "float32"
+    assert found["number_format_reason"] == "float32: this machine has no native bfloat16"
+    assert found["python"].startswith("3.")
 
 
 def test_plan_prints_one_json_document_and_writes_nothing(tiny_dir, pairs_file, tmp_path, monkeypatch, capsys):
@@ -364,6 +420,31 @@ def test_other_shells_can_read_their_script(shell, tmp_path):
     subprocess.run([program, "-n", script], check=True)
 
 
+# Libraries that are not there
+
+
+@pytest.mark.parametrize(
+    ("library", "ask", "extra"),
+    [
+        ("gradio", lambda: cli.main(["web"]), "web"),
+        ("uvicorn", lambda: cli.main(["web"]), "web"),
+        ("uvicorn", lambda: cli.main(["serve", "--model_name", "x"]), "serve"),
+        ("fastapi", lambda: cli.main(["serve", "--model_name", "x"]), "serve"),
+        ("prometheus_client", lambda: cli.main(["serve", "--model_name", "x"]), "serve"),
+        ("optuna", lambda: cli.main(["search", "--val_path", "data.jsonl", "--data_path", "data.jsonl"]), "search"),
+        ("openai", lambda: scripts.run_command(lambda: Judge("http://x", "m", None)), "judge"),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named_with_its_command(library, ask, extra, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_pairs(tmp_path / "data.jsonl")
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)  # what Python itself does to a module that must not be had
+    assert ask() == 5
+    assert f"pip install 'znatok[{extra}]'" in capsys.readouterr().err
+
+
 # Streams that are not there
 
 
@@ -414,7 +495,38 @@ def test_resuming_takes_what_is_not_stated_from_the_run(tmp_path):
 
 def test_resuming_where_no_run_was_started_is_refused(tmp_path, capsys):
     assert cli.main(["train", "--resume", "--output_dir", str(tmp_path)]) == 2
-    assert "no run.toml" in capsys.readouterr().err
+    assert "no run.toml, so no run was started there; leave --resume out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "stored", [b"x = " + b"[" * 100_000, b"\xff\xfe", b"[model", None], ids=["deep", "UTF-16", "cut", "folder"]
+)
+def test_options_of_a_run_that_can_not_be_read_are_one_line(stored, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.mkdir() if stored is None else path.write_bytes(stored)
+    assert cli.main(["train", "--resume", "--output_dir", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "run.toml" in err
+    assert err.count("\n") == 1
+
+
+def test_json_cannot_drive_the_terminal_and_says_the_same(capsys):
+    """`znatok ask --json` printed U+009B and U+202E of an answer as they were."""
+    value = {"answer": "Сопло 🙂 100 °C\x1b[2J\x9b31m\u202e\u2028\U000e0001\x7f\n"}
+    show(value, [], as_json=True)
+    out = capsys.readouterr().out
+    assert logs.printable(out) == out
+    assert "Сопло 🙂 100 °C\\u001b[2J\\u009b31m\\u202e" in out
+    assert json.loads(out) == value
+
+
+def test_a_stream_that_knows_no_cyrillic_gets_json_that_says_it_all(monkeypatch):
+    """Every letter was a question mark: valid, and useless."""
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    monkeypatch.setattr("sys.stdout", console)
+    show({"answer": "Сопло"}, [], as_json=True)
+    console.flush()
+    assert json.loads(console.buffer.getvalue()) == {"answer": "Сопло"}
 
 
 @pytest.mark.parametrize("flag", ["--data_path", "--val_share", "--skip_bad"])

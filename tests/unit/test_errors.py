@@ -1,8 +1,13 @@
 import copy
 import gettext
+import importlib
+import mmap
 import pickle  # noqa: TID251  # nothing is loaded that this test did not just dump
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from znatok import errors
 from znatok.data.load import BadRecords
@@ -15,6 +20,7 @@ from znatok.errors import (
     TrainingError,
     UsageError,
     ZnatokError,
+    as_faults,
 )
 
 TREE = [
@@ -78,6 +84,72 @@ def test_an_error_is_translated_where_it_is_shown(monkeypatch):
     monkeypatch.setattr(errors, "catalogue", lambda language=None: Russian())
     assert str(error) == "токенов: 5"
     assert errors._("untranslated {n}", n=1) == "untranslated 1"
+
+
+TOO_MUCH = 1 << 60  # bytes
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: bytearray(TOO_MUCH),
+        lambda: torch.empty(TOO_MUCH, dtype=torch.int8),
+        lambda: np.empty(TOO_MUCH, dtype=np.int8),
+        lambda: mmap.mmap(-1, TOO_MUCH),
+        lambda: raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …\nmore")),
+        lambda: raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+    ],
+    ids=["Python", "torch", "numpy", "system", "CUDA", "cuBLAS"],
+)
+def test_memory_that_runs_out_is_a_fault_of_the_machine_with_a_remedy(ask):
+    with (
+        pytest.raises(SystemFault, match=r"^memory ran out \(.*\): take a smaller model .*--low_memory") as caught,
+        as_faults(),
+    ):
+        ask()
+    assert "\n" not in str(caught.value)
+
+
+def raised(error):
+    raise error
+
+
+def test_a_disk_and_its_rights_are_faults_of_the_machine(tmp_path):
+    full = r"a file: can't be read or written \(No space left on device\); make"
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(SystemFault, match=full), as_faults():
+        file.write(b"x")
+    with pytest.raises(SystemFault, match=r"xxx: can't be read or written \(File name too long\)"), as_faults():
+        (tmp_path / ("x" * 300)).stat()
+    with pytest.raises(SystemFault, match=r"can't be read or written \(Is a directory\)"), as_faults():
+        tmp_path.read_bytes()
+
+
+def test_a_library_too_old_is_a_fault_of_the_machine():
+    with pytest.raises(SystemFault, match=r"No module named 'znatokless': a library is missing, or of"), as_faults():
+        importlib.import_module("znatokless")
+    with pytest.raises(SystemFault, match=r"cannot import name 'Newer' from 'json'.* --upgrade znatok"), as_faults():
+        exec("from json import Newer", {})  # noqa: S102  # no linter is to see it
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        RuntimeError("a bug"),
+        FileNotFoundError(2, "No such file"),
+        ImportError("of ours", name="znatok.gone"),
+        KeyError(),
+    ],
+    ids=repr,
+)
+def test_a_bug_stays_one(bug):
+    with pytest.raises(type(bug)) as caught, as_faults():
+        raise bug
+    assert caught.value is bug
+
+
+def test_an_error_of_ours_is_not_taken_for_another():
+    with pytest.raises(SystemFault, match=r"^the GPU is out of memory$"), as_faults():
+        raise SystemFault("the GPU is out of memory")
 
 
 def test_an_unknown_language_falls_back_to_the_messages_as_written():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from znatok import files
-from znatok.errors import SystemFault
+from znatok.errors import DataError, SystemFault
 
 
 def test_cache_home_is_znatoks_then_the_desktops_then_the_users(monkeypatch):
@@ -70,13 +70,29 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_a_new_file_has_the_rights_the_umask_leaves(tmp_path):
-    before = os.umask(0o027)
+@pytest.mark.parametrize(("mask", "left"), [(0o027, 0o640), (0o077, 0o600), (0o000, 0o666)])
+def test_a_new_file_has_the_rights_the_umask_leaves(tmp_path, mask, left):
+    before = os.umask(mask)
     try:
         files.write_text(tmp_path / "f", "x")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == left
+
+
+@pytest.mark.parametrize("raw", [b"[1]", b"{", b"\xff", b"[" * 100_000, b""])
+def test_a_file_of_ours_that_is_damaged_is_an_error_with_its_name(tmp_path, raw):
+    """A list passed under python -O, and the rest was a traceback."""
+    (tmp_path / "f.json").write_bytes(raw)
+    with pytest.raises(DataError, match=r"f\.json: damaged, .*; bring back a copy"):
+        files.read_json(tmp_path / "f.json")
+
+
+def test_what_killed_writers_left_is_told_from_other_files(tmp_path):
+    for name in (".f.json.ab12_xyz.json", "f.json", ".f.json.notes", ".g.json.ab12_xyz.json", ".f.json.ab12_xyz.toml"):
+        (tmp_path / name).touch()
+    with files.replacing(tmp_path / "f.json") as temporary:
+        assert set(files.leftovers(tmp_path / "f.json")) == {tmp_path / ".f.json.ab12_xyz.json", temporary}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -32,6 +32,17 @@ def tiny(folder):
     return made
 
 
+def test_a_model_whose_file_holds_not_all_of_it_is_refused():
+    """By an assert, once: under python -O it would have answered with what lay in memory."""
+    with torch.device("meta"):
+        hollow = gguf_files.model("qwen2")
+    with pytest.raises(
+        ModelError, match=r"^Qwen2ForCausalLM: the file holds no values for model\.embed_tokens\.weight, "
+    ):
+        gguf.refuse_unfilled(hollow)
+    gguf.refuse_unfilled(gguf_files.model("qwen2"))
+
+
 def logits(model, seed=0):
     ids = torch.randint(0, 320, (2, 9), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():

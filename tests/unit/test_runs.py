@@ -1,13 +1,16 @@
+import datetime
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from helpers import small_files, unprivileged
 from znatok import runs
 from znatok.errors import ModelError, SystemFault, UsageError
 from znatok.runs import OWN_FILES, OWN_FOLDERS, Run, create, find, held
@@ -144,8 +147,122 @@ def test_a_file_in_the_place_of_the_directory_is_refused():
 
 def test_a_place_that_cannot_be_written_is_named():
     Path("file").write_text("x")
-    with pytest.raises(SystemFault, match=r"--output_dir file/run: can't be written to \(Not a directory\)"):
+    with pytest.raises(SystemFault, match=r"^file/run: can't be written to \(Not a directory\); "):
         create("file/run", "m")
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize(("place", "why"), [("x" * 300, "File name too long"), ("/proc/run", "No such file")])
+def test_a_place_no_run_can_stand_at_is_one_error_whoever_asks(place, why, force):
+    """These were tracebacks: a name of 300 characters, and a file system that lets nobody write."""
+    for ask in (create, lambda where, _model, force: runs.refuse_used(where, force=force)):
+        if ask is create or len(place) == 300:
+            with pytest.raises(SystemFault, match=f"can't be written to \\({why}"):
+                ask(place, "m", force=force)
+    with pytest.raises(ModelError, match="no such run directory"):
+        find(place)
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_error(tmp_path):
+    with unprivileged(tmp_path) as place:
+        (place / "closed").mkdir(mode=0o500)
+        with pytest.raises(SystemFault, match=r"closed/run: can't be written to \(Permission denied\)"):
+            create(str(place / "closed" / "run"), "m")
+        (place / "shut").mkdir(mode=0)
+        with pytest.raises(SystemFault, match=r"shut/run: can't be written to \(Permission denied\)"):
+            runs.refuse_used(str(place / "shut" / "run"))
+
+
+def test_a_stated_directory_is_the_users_own_wherever_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert create("../../x", "m").path.resolve() == tmp_path / "x"
+    assert not (tmp_path / "a" / "b" / "runs").exists()
+
+
+def test_a_run_that_can_not_be_locked_or_cleared_is_one_error(tmp_path):
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(SystemFault, match=r"run: can't be written to \(Is a directory\)"), held(Run(tmp_path / "run")):
+        pytest.fail("no lock was taken")
+    (tmp_path / "old" / "report.html").mkdir(parents=True)
+    with pytest.raises(SystemFault, match="old: can't be written to"):
+        create("old", "m", force=True)
+
+
+def test_a_disk_that_is_full_when_a_run_begins_is_one_error(tmp_path):
+    run = Run(tmp_path)
+    with small_files(0):
+        with pytest.raises(SystemFault, match=r"new: can't be written to \(File too large\); make room"):
+            create("new", "m")
+        with pytest.raises(SystemFault, match=r"can't be written to \(File too large\)"), held(run):
+            pytest.fail("its holder is not named")
+    with held(run), small_files(0):
+        pass  # and nobody is in the way of the next one
+    with held(run):
+        pass
+
+
+def test_what_was_killed_before_its_options_were_stored_is_no_run():
+    """Such a folder could neither be resumed nor, without --force, be used."""
+    run = create("run", "m")
+    (run.path / ".lock").touch()
+    (run.path / ".run.toml.ab12_xyz.toml").write_text("[mod")
+    assert create("run", "m").path == run.path
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "status.json"]
+    run.options.touch()
+    with pytest.raises(UsageError, match="not empty"):
+        create("run", "m")
+
+
+def test_starting_anew_sets_aside_what_the_user_made_of_the_old_run(capsys):
+    """An export and votes were left in place, as if they were of the new adapter."""
+    run = create("run", "m")
+    for number in ("", "-2"):
+        (run.path / "export" / "merged").mkdir(parents=True)
+        (run.path / "votes.jsonl").write_text(number)
+        create("run", "m", force=True)
+        aside = run.path / f"earlier{number}"
+        assert f"run: export, votes.jsonl of the run before now stand in {aside}" in capsys.readouterr().err
+        assert (aside / "votes.jsonl").read_text() == number
+        assert (aside / "export" / "merged").is_dir()
+    create("run", "m", force=True)
+    assert {path.name for path in run.path.iterdir()} == {".lock", "status.json", "earlier", "earlier-2"}
+
+
+def test_starting_anew_clears_the_temporary_files_of_a_killed_run_and_no_others():
+    run = create("run", "m")
+    for name in (".adapter_model.safetensors.ab12_xyz.safetensors", ".status.json.00000000.json", ".README.md.notes"):
+        (run.path / name).touch()
+    create("run", "m", force=True)
+    assert {path.name for path in run.path.iterdir()} == {".lock", "status.json", ".README.md.notes"}
+
+
+def test_runs_of_one_second_are_numbered_whatever_the_clock_says(monkeypatch):
+    """The clock is set back, or summer time ends: a name that is taken gets a number."""
+
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 10, 25, 2, 30, tzinfo=datetime.UTC)
+
+    monkeypatch.setattr(runs.datetime, "datetime", Stopped)
+    names = [create(None, "m").path.name for _ in range(3)]
+    assert names == [f"2026-10-25_02-30-00_m{number}" for number in ("", "-2", "-3")]
+    assert find(None).path.name == names[-1]
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kamchatka", "America/St_Johns", "UTC0"])
+def test_names_and_stamps_do_not_depend_on_the_time_zone(zone):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        run = create(None, "MINI/I")
+        run.set_status("running")
+    time.tzset()
+    assert re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{2}-[0-9]{2}-[0-9]{2}_I", run.path.name)
+    stamp = datetime.datetime.fromisoformat(run.read_status()["updated"])
+    assert stamp.utcoffset() == datetime.timedelta(0)
+    assert abs(datetime.datetime.now(datetime.UTC) - stamp) < datetime.timedelta(minutes=1)
 
 
 def test_the_second_process_is_told_who_holds_the_run(holder):

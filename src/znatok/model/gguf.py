@@ -235,7 +235,11 @@ def compute_buffers(model: PreTrainedModel) -> None:
 
 
 def refuse_unfilled(model: PreTrainedModel) -> None:
-    """Assert that nothing of the model is left on the meta device."""
+    """Raise ModelError where part of the model is left without values, on the meta device."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     unfilled = [name for name, tensor in tensors if tensor.device.type == "meta"]
-    assert not unfilled, unfilled  # every architecture in the list is tested; a new transformers could add a buffer
+    if unfilled:  # every architecture in the list is tested; a new transformers could add a buffer
+        raise ModelError(
+            "{kind}: the file holds no values for {names}; use the transformers version znatok was tested with",
+            kind=type(model).__name__, names=", ".join(unfilled[:3]),
+        )  # fmt: skip

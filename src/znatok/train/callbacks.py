@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,7 +69,7 @@ class Metrics(TrainerCallback):
 
 
 class Display(TrainerCallback):
-    """Shows loss, speed, time left and memory: a live bar on a terminal, plain lines elsewhere."""
+    """Shows loss, speed, time left and memory: a live bar on a terminal that can move, plain lines elsewhere."""
 
     def __init__(self, metrics: Path) -> None:
         self._metrics = metrics
@@ -78,7 +79,7 @@ class Display(TrainerCallback):
         """Open the bar."""
         self._first_step = state.global_step
         self._started = time.perf_counter()
-        if console().is_terminal:
+        if console().is_terminal and not console().is_dumb_terminal:  # on a dumb one rich shows no bar at all
             columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=console(), transient=True)
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
@@ -194,6 +195,24 @@ class SaveAfterValidation(TrainerCallback):
 def whole_epoch(state: Any) -> bool:
     """Tell whether training stands at the end of an epoch."""
     return bool(abs(state.epoch - round(state.epoch)) < 1e-9)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the block by SystemExit, as Ctrl-C does by KeyboardInterrupt, so that it is cleaned up after.
+
+    :class:`Signals` takes both over while there are steps to finish.
+    """
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    say(_("interrupted"), style="yellow")
+    raise SystemExit(128 + number)
 
 
 class Signals(TrainerCallback):

@@ -18,14 +18,14 @@ import transformers
 from safetensors import SafetensorError
 
 from znatok.config import TrainConfig
-from znatok.errors import SystemFault, TrainingError, UsageError, _
+from znatok.errors import SystemFault, TrainingError, UsageError, _, out_of_memory
 from znatok.fast.memory import keep_freed_memory
 from znatok.files import write_text
 from znatok.logs import peak_rss_bytes, say, silence, warn
 from znatok.model.adapters import delta_norm, load_weights, save_adapter
 from znatok.runs import Run, create, find, held, refuse_used
 from znatok.train import checkpoints
-from znatok.train.callbacks import Best, Display, Metrics, SaveAfterValidation, Signals
+from znatok.train.callbacks import Best, Display, Metrics, SaveAfterValidation, Signals, terminable
 from znatok.train.manifest import identity, write_manifest
 from znatok.train.plan import Plan
 from znatok.train.prepare import Prepared, prepare
@@ -52,10 +52,11 @@ def train(config: TrainConfig) -> RunResult:
         ModelError: the base model.
         TrainingError: a loss that is not a number, or an adapter that learned nothing.
         Interrupted: stopped by a signal, after a checkpoint.
+        SystemExit: by SIGTERM at once, before the first step or after the last.
         SystemFault: another process of the team ended.
     """
     check_options(config)
-    with join() as team:
+    with terminable(), join() as team:
         if team.first:
             return train_in(team, config)
         with silence():  # the first speaks for all; an error is told by whoever has it
@@ -78,7 +79,7 @@ def train_in(team: Team, config: TrainConfig) -> RunResult:
             refuse_changes(config, ready, begun)
             if begun.read_status().get("state") == "finished":
                 say(_("{path}: this run is finished; nothing to go on with", path=begun.path))
-                return RunResult(begun, ready.plan, begun.read_manifest()["result"], team.first)
+                return RunResult(begun, ready.plan, begun.read_manifest().get("result") or {}, team.first)
         return run_in(run, config, ready)
 
 
@@ -86,8 +87,13 @@ def train_in(team: Team, config: TrainConfig) -> RunResult:
 def own_run(config: TrainConfig, team: Team) -> Iterator[Run]:
     """Lend the run directory to the first process of a team, and to each other one a folder that goes with it."""
     if team.first:
-        run = find(config.train.output_dir) if config.train.resume else open_run(config)
+        run = (
+            find(config.train.output_dir)
+            if config.train.resume
+            else create(config.train.output_dir, config.model.model_name, force=config.train.force)
+        )
         with held(run):
+            begin(run, config)
             yield run
         return
     with TemporaryDirectory() as folder:
@@ -146,12 +152,13 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def open_run(config: TrainConfig) -> Run:
-    """Make the run directory and store the options in it."""
-    run = create(config.train.output_dir, config.model.model_name, force=config.train.force)
-    run.checkpoints.mkdir(exist_ok=True)
-    write_text(run.options, config.to_toml())
-    return run
+def begin(run: Run, config: TrainConfig) -> None:
+    """Store the options of a new run; remove what a process that was killed left of files it was writing."""
+    for left in run.leftovers():
+        left.unlink(missing_ok=True)
+    if not config.train.resume:
+        write_text(run.options, config.to_toml())
+        run.checkpoints.mkdir(exist_ok=True)
 
 
 class Wired(NamedTuple):
@@ -173,8 +180,9 @@ def recorded(run: Run) -> Iterator[None]:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit)) or getattr(error, "exit_code", 0) in {130, 143}
         if run.path.is_dir():  # whoever removed it does not want it back
             with suppress(OSError):  # a full disk: what happened is worth more than what can't be written of it
-                run.set_status("interrupted" if stopped else "failed", error=str(error)[:500])
-        if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, BrokenPipeError):
+                run.set_status("interrupted" if stopped else "failed", error=(str(error) or type(error).__name__)[:500])
+        of_disk = isinstance(error, (OSError, SafetensorError)) and not isinstance(error, BrokenPipeError)
+        if of_disk and not out_of_memory(error):
             raise SystemFault(
                 "{path}: can't be written or read: {why}; make room or mend the disk, then go on with --resume",
                 path=run.path, why=getattr(error, "strerror", None) or str(error),

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from znatok.config import TrainOptions
-from znatok.errors import SystemFault, TrainingError, _
+from znatok.errors import SystemFault, TrainingError, _, out_of_memory
 from znatok.fast.memory import Holes
 from znatok.tokens.collate import IGNORE, Collator, ExampleSet
 from znatok.tokens.encode import Example
@@ -163,7 +164,13 @@ class AnswerTrainer(Trainer):
                 shutil.copytree(self.folder / Best.FOLDER, staged / Best.FOLDER)
             checkpoints.seal(staged, self.folder, self.state.global_step)
             self._stage.rmdir()
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter where the disk is full
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own
+            if out_of_memory(error):
+                raise
             raise SystemFault(
                 "{path}: the checkpoint of step {step} can't be written: {why}; free space, then go on with --resume",
                 path=self.folder,

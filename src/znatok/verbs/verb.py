@@ -1,13 +1,15 @@
 """What a verb is, and what several of them share."""
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from znatok.config import Parser
-from znatok.errors import _, catalogue
+from znatok.errors import _
+from znatok.logs import printable
 
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 
@@ -30,8 +32,14 @@ class Verb:
 
 
 def show(value: Any, lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a result for people, or as one JSON document."""
-    print(json.dumps(value, ensure_ascii=False, indent=1) if as_json else "\n".join(lines))
+    """Print a result for people, or as one JSON document; its letters are escaped where the stream can't carry them."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    print(unseen_escaped(json.dumps(value, ensure_ascii=not unicode, indent=1)) if as_json else "\n".join(lines))
+
+
+def unseen_escaped(document: str) -> str:
+    """Escape what could drive a terminal in a JSON document; it says the same then."""
+    return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in document)
 
 
 def json_flag(parser: Any) -> None:
@@ -47,8 +55,3 @@ def run_argument(parser: Any) -> None:
 def dtype_flag(parser: Any) -> None:
     """Add ``--dtype`` to a verb that takes its model from a run."""
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help=_("number format"))
-
-
-def language() -> str:
-    """Return the language of the messages where it is one of the reports' own: ``ru``, otherwise ``en``."""
-    return "ru" if catalogue().info().get("language", "").startswith("ru") else "en"
