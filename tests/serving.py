@@ -1,12 +1,13 @@
 """A server in this process, with tiny models, for tests that speak to it as programs do."""
 
 import contextlib
+import http.client
+import json
 import socket
 import threading
 import time
 
 import torch
-import uvicorn
 
 import tiny
 from znatok.config import LoraOptions, ModelOptions, SampleOptions
@@ -19,6 +20,7 @@ from znatok.serve.desk import desk_for
 from znatok.serve.dispatch import Dispatcher
 from znatok.serve.guard import LOOPBACK
 from znatok.serve.roster import open_roster
+from znatok.serve.server import Server
 
 SPREAD = {"initializer_range": 0.3}  # logits far enough apart for answers that differ
 SYSTEM = "Отвечай."
@@ -59,24 +61,62 @@ def open_service(base, runs, *, engine="torch", dtype="float32", queue=64, timeo
 
 
 @contextlib.contextmanager
-def served(service, hosts=LOOPBACK, key=None):
-    """Serve on a free port of this machine; yield the address."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(build_app(service, hosts, key), log_level="error", access_log=False)
-    server = uvicorn.Server(config)
+def served(service, hosts=LOOPBACK, key=None, listener=None):
+    """Serve on a free port of this machine, or at a listener; yield the address."""
+    with running(service, hosts, key, listener=listener) as (_server, address):
+        yield address
+
+
+@contextlib.contextmanager
+def running(service, hosts=LOOPBACK, key=None, patience=10.0, listener=None):
+    """Serve on a free port of this machine, or at a listener; yield the server and its address."""
+    if listener is None:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+
+    def give_up(asked):
+        server.given_up = asked
+        service.dispatcher.give_up()
+
+    server = Server(build_app(service, hosts, key), patience, give_up)
     server.capture_signals = contextlib.nullcontext
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(20)
         listener.close()
         service.dispatcher.close()
         service.roster.close()
+
+
+def raw(url, method="POST", path="/v1/chat/completions", body=b"", **headers):
+    """Send a request byte by byte as given; return status, headers and body."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, {"Content-Type": "application/json", **names})
+    answer = connection.getresponse()
+    found = answer.status, dict(answer.getheaders()), answer.read()
+    connection.close()
+    return found
+
+
+def asked(url, value, **headers):
+    """Send a chat request; return status and the parsed reply."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    status, _headers, answer = raw(url, body=body, **headers)
+    return status, json.loads(answer)
+
+
+def events(body):
+    """Return what a stream's events hold, the word [DONE] as it is."""
+    *parts, rest = body.decode().split("\n\n")
+    assert rest == ""
+    words = [part.removeprefix("data: ") for part in parts]
+    return [word if word == "[DONE]" else json.loads(word) for word in words]
 
 
 def wait_until(condition, seconds=20.0):

@@ -2,10 +2,13 @@
 
 import errno
 import json
+import os
 import signal
 import socket
 import subprocess
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -19,7 +22,7 @@ from znatok.errors import SystemFault
 from znatok.expert import open_expert
 from znatok.generate.engine import Request
 from znatok.runs import Run
-from znatok.serve.run import listen, open_doors
+from znatok.serve.run import allowed_hosts, banner, listen, open_doors
 from znatok.tokens.chat import dialogue
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # what is tested
@@ -76,6 +79,43 @@ def test_a_signal_lets_running_answers_end(world, number):
     assert "Traceback" not in said
 
 
+def test_a_second_ctrl_c_gives_up_what_the_first_waited_for(world):
+    words = ["--model_name", world[0], "--dtype", "float32", "--context", 4096, "--patience", 3600]
+    server = Server(world[0].parent, *words)
+    with openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
+        asking = {"model": "printing", "messages": MESSAGES, "max_tokens": 4000, "logit_bias": {}}
+        stream = client.chat.completions.create(**asking, stream=True)
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        serving.wait_until(lambda: not is_open(server.url))
+        code, said = server.stop(signal.SIGINT)
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            list(stream)
+    assert code == 0, said
+    assert said.endswith("requests given up unanswered: 1\nstopped\n")
+    assert "Traceback" not in said
+
+
+def is_open(url):
+    """Tell whether somebody listens at an address."""
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.socket() as caller:
+        return caller.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGTERM, -signal.SIGTERM, ""), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_a_signal_before_the_models_are_loaded_ends_the_process(world, tmp_path, number, code, said):
+    os.mkfifo(tmp_path / "key")  # it is waited for before the models are loaded
+    words = ["--port", 0, "--model_name", world[0], "--api_key_file", tmp_path / "key"]
+    process = helpers.started("znatok", "serve", *words, cwd=tmp_path)
+    writer = os.open(tmp_path / "key", os.O_WRONLY)  # returns once it is being read
+    found = helpers.stop(process, number)
+    os.close(writer)
+    assert found == (code, said)
+
+
 @pytest.mark.parametrize(
     ("words", "changes", "code", "said"),
     [
@@ -127,6 +167,49 @@ def test_a_machine_without_the_addresses_asked_for_says_so(monkeypatch):
     monkeypatch.setattr("znatok.serve.run.socket.socket", refused)
     with pytest.raises(SystemFault, match=r"::1:0: can't listen there .Address family not supported"):
         listen(ServeOptions(host="::1", port=0))
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("192.0.2.1", "Cannot assign requested address"),  # set aside for documents (RFC 5737)
+        ("::zz", "Name or service not known|nodename nor servname"),
+        ("ё" * 70, "encoding of hostname failed"),
+    ],
+)
+def test_an_address_that_is_none_of_this_machine_is_told(host, why):
+    with pytest.raises(SystemFault, match=f"{host}:0: can't listen there .({why})"):
+        listen(ServeOptions(host=host, port=0))
+
+
+def test_a_port_for_the_administrator_only_is_told():
+    first = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if not first.exists() or int(first.read_text(encoding="ascii")) <= 81:
+        pytest.skip("everybody may open any port here")
+    administrator = os.geteuid() == 0
+    if administrator:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SystemFault, match=r"127.0.0.1:81: can't listen there .Permission denied"):
+            listen(ServeOptions(port=81))
+    finally:
+        if administrator:
+            os.seteuid(0)
+
+
+def test_a_server_on_ipv6_is_called_by_the_address_it_names(world):
+    options = ServeOptions(host="::1", port=0)
+    try:
+        listener = listen(options)
+    except SystemFault:
+        pytest.skip("no IPv6 on this machine")
+    with serving.served(serving.open_service(world[0], None), allowed_hosts(options), listener=listener):
+        roster = SimpleNamespace(models={"base": None}, engine="torch", format="float32")
+        said = banner(options, roster, listener.getsockname()[1], None)
+        url = said[0].removeprefix("address: ").removesuffix(", this computer only")
+        with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
+            assert url.startswith("http://[::1]:")
+            assert [model.id for model in client.models.list()] == ["base"]
 
 
 def test_a_key_from_a_file_is_asked_for(world, tmp_path):

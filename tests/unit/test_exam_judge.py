@@ -112,6 +112,24 @@ def test_a_refusal_is_one_line_with_a_remedy(address):
         judge.verdict("Кто лучше?")
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_judge_on_this_machine_is_not_asked_through_a_proxy(address, monkeypatch, name):
+    url, asked = address
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with Judge(url.replace("127.0.0.1", name), "wise", Store(None)) as judge:
+        assert judge.verdict("Кто лучше?") == "B"
+    assert len(asked) == 1
+
+
+def test_a_judge_elsewhere_is_asked_through_the_proxy(address, monkeypatch):
+    url, asked = address
+    monkeypatch.setenv("HTTP_PROXY", url.removesuffix("/v1"))
+    with Judge("http://judge.invalid/v1", "wise", Store(None)) as judge:
+        assert judge.verdict("Кто лучше?") == "B"
+    assert len(asked) == 1
+
+
 def test_a_judge_without_a_name_is_refused():
     with pytest.raises(UsageError, match="--judge_model"):
         Judge("http://127.0.0.1:1/v1", "", Store(None))

@@ -24,6 +24,7 @@ from znatok.logs import say
 
 KEY = "ZNATOK_JUDGE_KEY"  # the environment variable that holds the key of the address
 TRIES = 3
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # never asked through a proxy: to a proxy they mean the proxy's machine
 RUBRICS = {
     "accuracy": "Which answer states more of the reference correctly, and less that contradicts it?",
     "specificity": "Which answer is more specific: concrete values with units, named materials, settings and parts?",
@@ -82,7 +83,13 @@ class Judge:
         except ImportError as error:
             raise SystemFault("a judge needs the openai client: pip install 'znatok[judge]'") from error
         self._errors: Any = openai.OpenAIError
-        self._client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY, "none"), max_retries=TRIES, timeout=120)
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=os.environ.get(KEY, "none"),
+            max_retries=TRIES,
+            timeout=120,
+            http_client=openai.DefaultHttpxClient(mounts={f"all://{name}": None for name in LOOPBACK}),
+        )
         self.url, self.model, self._store = url, model, store
 
     def __enter__(self) -> Self:

@@ -55,7 +55,11 @@ class TextStream:
 
 
 class StopCutter:
-    """Ends a text before the first of several strings, and never lets the beginning of one through."""
+    """Ends a text before the first of several strings, and never lets the beginning of one through.
+
+    The first is the one that is complete first, and of those that end together the longest: so that what is said does
+    not depend on the pieces in which the text arrives.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Watch for ``stops``; none of them may be empty."""
@@ -68,10 +72,11 @@ class StopCutter:
         if self.found:
             return ""
         text = self._held + piece
-        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        places = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if places:
             self.found, self._held = True, ""
-            return text[: min(places)]
+            _end, start = min(places)
+            return text[:start]
         sure = len(text) - self._possible(text)
         self._held = text[sure:]
         return text[:sure]

@@ -14,7 +14,7 @@ from znatok.serve.asking import Asking, Service
 from znatok.serve.dispatch import Busy, Stopping, TimedOut
 from znatok.serve.guard import JSON_ONLY, Guard
 from znatok.serve.meters import Meters
-from znatok.serve.protocol import ChatRequest, error_body, error_of
+from znatok.serve.protocol import EITHER, ChatRequest, error_body, error_of
 from znatok.serve.roster import Offered, Roster
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -103,8 +103,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         """Name the first fault and its place; the value is not repeated, it may be anything."""
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
+        faults = error.errors()
+        # where text or a list may stand, the one that was not sent is at fault as well: that is no news
+        first = next((fault for fault in faults if fault["type"] not in {"string_type", "list_type"}), faults[0])
+        place = ".".join(str(part) for part in first["loc"][1:] if part != EITHER)
         message = f"{place}: {first['msg']}" if place else str(first["msg"])
         return JSONResponse(error_body(message, "invalid_request_error", "invalid_value", place or None), 400)
 

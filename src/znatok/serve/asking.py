@@ -95,7 +95,7 @@ class Asking:
         """Queue the jobs.
 
         Raises:
-            UsageError: the messages make no dialogue.
+            UsageError: the messages make no dialogue; more answers are wanted than may ever wait.
             Busy: the queue is full.
             Stopping: the server is.
         """
@@ -104,6 +104,10 @@ class Asking:
         self._started = time.monotonic()
         self._spoke = False
         before, question = body.dialogue(model.system)
+        if body.choices > (most := service.dispatcher.limit):  # waiting would not help
+            raise UsageError(
+                "n {n}: the queue holds {most}; ask for fewer answers at once", n=body.choices, most=most, param="n"
+            )
         seed = body.seed % 2**63 if body.seed is not None else secrets.randbits(62)
         sample = body.sample(service.sample)
         self._box = Mailbox(http)

@@ -31,16 +31,18 @@ class Dispatcher:
 
     Attributes:
         broken: what made the last computation fail, where none has succeeded since; for health checks.
+        limit: how many may wait.
     """
 
     def __init__(self, desk: Desk, limit: int) -> None:
         """Begin; ``limit`` jobs may wait."""
         self.broken = ""
+        self.limit = limit
         self._desk = desk
-        self._limit = limit
         self._waiting: deque[Job] = deque()
         self._running = 0
         self._closing = False
+        self._given_up = False
         self._seconds = 10.0  # what a job took of late
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="znatok-compute", daemon=True)
@@ -66,7 +68,7 @@ class Dispatcher:
         with self._changed:
             if self._closing:
                 raise Stopping("the server is stopping")
-            if len(self._waiting) + len(jobs) > self._limit:
+            if len(self._waiting) + len(jobs) > self.limit:
                 raise Busy(max(1, round(self._seconds * len(self._waiting) / max(1, self._running))))
             self._waiting.extend(jobs)
             self._changed.notify()
@@ -75,6 +77,12 @@ class Dispatcher:
         """Give a job up: nobody listens any more."""
         with self._changed:
             job.gone = True
+            self._changed.notify()
+
+    def give_up(self) -> None:
+        """Refuse new jobs, and end all others before their next token."""
+        with self._changed:
+            self._closing = self._given_up = True
             self._changed.notify()
 
     def close(self, patience: float = 10.0) -> None:
@@ -113,15 +121,18 @@ class Dispatcher:
                 self._waiting.remove(job)
             return job
 
-    @staticmethod
-    def _is_over(job: Job) -> bool:
+    def _is_over(self, job: Job) -> bool:
         """Tell whether a job is given up or out of time, and say so to whoever listens."""
-        late = time.monotonic() > job.deadline
-        if late and not job.gone:
-            job.tell(
-                Failed(TimedOut("the answer took too long; ask for less, or start the server with a longer --timeout"))
-            )
-        return late or job.gone
+        if job.gone:
+            return True
+        error: ZnatokError | None = None
+        if self._given_up:
+            error = Stopping("the server is stopping")
+        elif time.monotonic() > job.deadline:
+            error = TimedOut("the answer took too long; ask for less, or start the server with a longer --timeout")
+        if error is not None:
+            job.tell(Failed(error))
+        return error is not None
 
     def _guarded(self, job: Job | None) -> None:
         """Begin a job, or take a step; whoever it fails for hears of it, and the thread goes on."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag
 
 from znatok.config import SampleOptions
-from znatok.errors import UsageError, ZnatokError
+from znatok.errors import UsageError, ZnatokError, _
 from znatok.generate.engine import Stop, TooLong
 from znatok.tokens.chat import Message, Role, dialogue
 
@@ -25,6 +25,10 @@ STOPS = 4  # stop strings, as OpenAI has it
 
 Nothing = Annotated[list[T], Field(max_length=0)]
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
+StopWord = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+EITHER = "|"
+"""What pydantic calls the sides of a union in the place of a fault, where it would else tell its own type names."""
 
 
 class Strict(BaseModel):
@@ -44,7 +48,9 @@ class Turn(Strict):
     """One message. Clients send back what they were sent, so the empty fields of a reply are taken."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=TURNS)]
+    content: (
+        Annotated[Text, Tag(EITHER)] | Annotated[list[TextPart], Field(min_length=1, max_length=TURNS), Tag(EITHER)]
+    )
     name: None = None
     refusal: None = None
     annotations: Nothing[Any] | None = None
@@ -82,10 +88,8 @@ class ChatRequest(Strict):
     max_completion_tokens: Annotated[int, Field(ge=1, le=32768)] | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES)] | None = None
     stop: (
-        Annotated[str, StringConstraints(min_length=1, max_length=200)]
-        | Annotated[
-            list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(min_length=1, max_length=STOPS)
-        ]
+        Annotated[StopWord, Tag(EITHER)]
+        | Annotated[list[StopWord], Field(min_length=1, max_length=STOPS), Tag(EITHER)]
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -149,11 +153,11 @@ class ChatRequest(Strict):
             system = turns.pop(0).words
         for turn in turns:
             if turn.role in {"system", "developer"}:
-                raise UsageError("messages: a {role} message can only be the first", role=turn.role)
+                raise UsageError("messages: a {role} message can only be the first", param="messages", role=turn.role)
         if not turns or turns[-1].role != "user":
-            raise UsageError("messages: the last one must be the user's")
+            raise UsageError("messages: the last one must be the user's", param="messages")
         if not turns[-1].words.strip():
-            raise UsageError("messages: the last one is empty")
+            raise UsageError("messages: the last one is empty", param="messages")
         *before, last = dialogue("", system, [Message(Role(turn.role), turn.words) for turn in turns])[:-1]
         return before, last.text
 
@@ -213,7 +217,14 @@ def error_body(message: str, kind: str, code: str | None = None, param: str | No
 
 
 def error_of(error: ZnatokError) -> dict[str, Any]:
-    """Return an error of ours as OpenAI's clients read it."""
-    if isinstance(error, TooLong):
-        return error_body(str(error), "invalid_request_error", "context_length_exceeded", "messages")
-    return error_body(str(error), "invalid_request_error" if isinstance(error, UsageError) else "server_error")
+    """Return an error of ours as OpenAI's clients read it; a field ``param`` of it names the parameter at fault."""
+    if isinstance(error, TooLong):  # its own words are for a terminal, where a dialogue can be cleared
+        message = _(
+            "messages: the dialogue takes {n} tokens and the model sees {limit}; send fewer or shorter ones",
+            **error.fields,
+        )
+        return error_body(message, "invalid_request_error", "context_length_exceeded", "messages")
+    if not isinstance(error, UsageError):
+        return error_body(str(error), "server_error")
+    param = str(error.fields["param"]) if "param" in error.fields else None
+    return error_body(str(error), "invalid_request_error", "invalid_value", param)

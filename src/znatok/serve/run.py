@@ -4,13 +4,14 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions, ServeOptions
 from znatok.errors import SystemFault, UsageError, _
-from znatok.logs import say
+from znatok.logs import say, warn
 from znatok.retrieve import open_knowledge
 
 KEY_VARIABLE = "ZNATOK_API_KEY"
@@ -19,14 +20,14 @@ SHORTEST_KEY = 16
 
 
 def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, engine: str) -> None:
-    """Serve until SIGINT or SIGTERM; what is being answered then is answered to its end.
+    """Serve until SIGINT or SIGTERM; what is being answered then is answered to its end, or given up in time.
 
     Raises:
         SystemFault: an extra is not installed, or the address can't be had.
         UsageError: an address others can reach, and no key.
         ModelError, DataError: the base, the only run, or the knowledge can't be read.
     """
-    uvicorn = _uvicorn()
+    _need_extra()
     key = api_key(options)
     listener = listen(options)  # before a model is loaded for minutes
     try:
@@ -37,6 +38,7 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
         from znatok.serve.desk import desk_for
         from znatok.serve.dispatch import Dispatcher
         from znatok.serve.roster import open_roster
+        from znatok.serve.server import Server
 
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -45,19 +47,21 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
         roster = open_roster(model, runs, LANGUAGE_NEUTRAL_SYSTEM, engine, options.context)
         dispatcher = Dispatcher(desk_for(roster), options.queue)
         service = Service(roster, dispatcher, sample, options.timeout, knowledge)
-        app = build_app(service, allowed_hosts(options), key)
-        open_doors(listener, options)  # whoever reads the banner may ask at once
-        for line in banner(options, roster, listener.getsockname()[1], key):
-            say(line)
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(options.patience))
-        )
-        try:
-            with quiet_signals():
+
+        def give_up(asked: int) -> None:
+            warn(_("requests given up unanswered: {n}", n=asked))
+            dispatcher.give_up()
+
+        server = Server(build_app(service, allowed_hosts(options), key), options.patience, give_up)
+        with quiet_signals(server.handle_exit):  # whoever reads the banner may ask, or stop it, at once
+            try:
+                open_doors(listener, options)
+                for line in banner(options, roster, listener.getsockname()[1], key):
+                    say(line)
                 server.run(sockets=[listener])
-        finally:
-            dispatcher.close(options.patience)
-            roster.close()
+            finally:
+                dispatcher.close()
+                roster.close()
         say(_("stopped"))
     finally:
         listener.close()
@@ -135,7 +139,7 @@ def listen(options: ServeOptions) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((options.host, options.port))
-        except OSError:
+        except BaseException:
             listener.close()
             raise
     return listener
@@ -152,29 +156,28 @@ def told_of(options: ServeOptions) -> Iterator[None]:
     """Make an error of a socket one that names the address."""
     try:
         yield
-    except OSError as error:
+    except (OSError, TypeError) as error:  # the latter of a name that can't be one
         raise SystemFault(
             "{host}:{port}: can't listen there ({why}); choose another --port",
-            host=options.host, port=options.port, why=error.strerror or str(error),
+            host=options.host, port=options.port, why=getattr(error, "strerror", None) or str(error),
         ) from error  # fmt: skip
 
 
 @contextlib.contextmanager
-def quiet_signals() -> Iterator[None]:
-    """Let uvicorn stop at a signal; it sends itself the same one again afterwards, which ends nothing here."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+def quiet_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Let uvicorn stop at a signal; one before it has begun or after it has ended comes to ``handler``."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
-def _uvicorn() -> Any:
+def _need_extra() -> None:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise SystemFault("a server needs FastAPI and uvicorn: pip install 'znatok[serve]'") from error
-    return uvicorn
