@@ -1,8 +1,8 @@
 """Feed a reader bytes that reach new branches of it, and let nothing out of it but its own errors.
 
-``python tests/trust/fuzz.py READER [libFuzzer's flags] [CORPUS ...]``, with a reader of :data:`READERS`. A corpus is a folder
-of files to begin with; what reaches something new is written to the first one. Needs atheris, which is a build of
-libFuzzer (https://llvm.org/docs/LibFuzzer.html).
+``python tests/trust/fuzz.py READER [libFuzzer's flags] [CORPUS ...]``, with a reader of :data:`READERS`. A corpus is a
+folder of files to begin with; what reaches something new is written to the first one. Needs atheris, which is a build
+of libFuzzer (https://llvm.org/docs/LibFuzzer.html).
 """
 
 import os

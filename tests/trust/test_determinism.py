@@ -48,7 +48,8 @@ def train(folder, name, threads, dtype):
     )
     done = helpers.script(
         "znatok", "train", "--model_name", MODEL, "--data_path", data, "--output_dir", folder / name, "--dtype", dtype,
-        "--threads", threads, "--max_steps", 3, "--learning_rate", 2e-3, "--seed", 1, cwd=folder, OMP_NUM_THREADS=str(threads),
+        "--threads", threads, "--max_steps", 3, "--learning_rate", 2e-3, "--seed", 1,
+        cwd=folder, OMP_NUM_THREADS=str(threads),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / name

@@ -13,8 +13,8 @@ from znatok.files import read_json
 from znatok.model.load import machine_capabilities
 
 OPTIONS = {
-    "learning_rate": "5e-3", "num_train_epochs": "2", "per_device_train_batch_size": "3", "save_steps": "2", "eval_steps": "3", "keep_checkpoints": "2",
-    "keep": "best", "threads": "1",
+    "learning_rate": "5e-3", "num_train_epochs": "2", "per_device_train_batch_size": "3", "threads": "1",
+    "save_steps": "2", "eval_steps": "3", "keep_checkpoints": "2", "keep": "best",
 }  # fmt: skip
 
 
