@@ -189,8 +189,12 @@ class Terminal:
         if not question:
             raise UsageError("/compare: ask something first, or give the question after the command")
         self._last_question = question
-        for voice, text in self.session.both(question).items():
+        session = self.session
+        if not rest and session.history and session.history[-2].text == question:  # both see what stood before it
+            session = replace(session, history=session.history[:-2])
+        for voice, text in session.both(question).items():
             print(f"[{voice}] {printable(text)}\n", flush=True)
+        cite(session)
 
     def _seed(self, rest: str) -> None:
         if not rest.isdecimal() or len(rest) > 18:  # a generator's seed has 64 bits
@@ -235,7 +239,11 @@ class Terminal:
         if rest == "off":
             self._speak(Voice.BASE)
             return
-        self.session.expert = self.session.expert.with_run(find(rest))
+        session = self.session
+        trained = session.system == session.expert.system
+        session.expert = session.expert.with_run(find(rest))
+        if trained:  # and not one of the user's own
+            session.system = session.expert.system
         self._speak(Voice.TUNED)
 
     def _stats(self, _rest: str) -> None:

@@ -69,14 +69,22 @@ class Breakdown:
 
     def text(self) -> list[str]:
         """Return the calculation for people, a line a term."""
-        shown = [f"{line.name}: {line.formula} = {money(line.value, self.currency)}" for line in self.lines]
+        shown = [
+            f"{line.name}: {_written(line.formula, self.currency)} = {money(line.value, self.currency)}"
+            for line in self.lines
+        ]
         return [*shown, _("price: {price}", price=money(self.price, self.currency))]
 
 
 def money(value: float, currency: str) -> str:
-    """Return an amount as it is written: two digits where it isn't whole, a decimal comma beside the rouble."""
+    """Return an amount as it is written: two digits where it isn't whole."""
     text = f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
-    return f"{text.replace('.', ',') if currency == '₽' else text} {currency}"
+    return f"{_written(text, currency)} {currency}"
+
+
+def _written(text: str, currency: str) -> str:
+    """Return numbers with the decimal sign that is usual where the money is: a comma beside the rouble."""
+    return text.replace(".", ",") if currency == "₽" else text
 
 
 def cost(options: CostOptions) -> Breakdown:

@@ -43,7 +43,10 @@ class Expert:
     base_name: str
     base_sha256: str
 
-    def __init__(self, options: ModelOptions, run: Run | None, system: str, choice: "Choice") -> None:
+    def __init__(
+        self, options: ModelOptions, run: Run | None, system: str, choice: "Choice", before: "Expert | None" = None
+    ) -> None:
+        """Load a base and a run's adapter, or put the adapter on the base in torch that another expert has."""
         manifest = run.read_manifest() if run else {}
         self._options = options
         self._choice = choice
@@ -57,7 +60,17 @@ class Expert:
         if choice.base is not None:
             self._open_file(choice.base, asked)
         else:
+            if before is not None and run is not None:
+                self._take_over(before, run)
             self._open_model(asked)
+
+    def _take_over(self, before: "Expert", run: Run) -> None:
+        """Take another expert's base instead of loading it a second time; it is left as it was where this fails."""
+        from znatok.model.adapters import exchange
+
+        refuse_other_base(run, before.base_name, before.base_sha256)
+        self.model = exchange(before.model, run.path)
+        self.loaded = before.loaded
 
     def _open_file(self, base: "GgufBase", asked: str) -> None:
         """Start llama.cpp; while it reads the model, find the tokenizer and the format."""
@@ -105,12 +118,13 @@ class Expert:
         return attach(self.loaded.model, self.run.path) if self.run else self.loaded.model
 
     def with_run(self, run: Run) -> "Expert":
-        """Return the same base with another run's adapter, computed by the same engine; this one is closed then.
+        """Return the same base with another run's adapter, computed by the same engine; this one is over then.
 
         Raises:
             ModelError: the run was trained on another base, or holds no adapter. This one stays open then.
         """
-        other = open_expert(self._options, run, self.system, self.engine)
+        before = self if self._server is None else None  # llama.cpp reads a file again in no time
+        other = open_expert(self._options, run, self.system, self.engine, before=before)
         self.close()
         return other
 
@@ -156,7 +170,13 @@ class Expert:
 
 
 def open_expert(
-    options: ModelOptions, run: Run | None, system: str, engine: str = "auto", *, many: bool = False
+    options: ModelOptions,
+    run: Run | None,
+    system: str,
+    engine: str = "auto",
+    *,
+    many: bool = False,
+    before: Expert | None = None,
 ) -> Expert:
     """Load a base model and a run's adapter.
 
@@ -166,6 +186,7 @@ def open_expert(
         system: system message where no run says which one it was trained with.
         engine: what answers: ``torch``, ``llamacpp``, or ``auto``: llama.cpp where it fits.
         many: whether many questions will be asked at once; ``auto`` then prefers torch where int8 is fast.
+        before: an expert on the same base, in torch, that is over then; the base is not loaded again.
 
     Raises:
         ModelError: the run was trained on another base, or holds no adapter.
@@ -182,7 +203,7 @@ def open_expert(
     if many:
         options, engine = best_for_many(options, engine)
     choice = _choose(engine, options, run)
-    expert = Expert(options, run, system, choice)
+    expert = Expert(options, run, system, choice, before)
     say(
         _(
             "{name}, {adapter}, {dtype}, engine {engine}",

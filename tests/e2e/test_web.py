@@ -8,28 +8,51 @@ import subprocess
 import threading
 
 import pytest
+import torch
 
 import helpers
 import serving
 import tiny
+from znatok.config import LANGUAGE_NEUTRAL_SYSTEM
+from znatok.tokens.chat import choose_format, dialogue
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 SCRIPT = "<img src=x onerror=\"document.title='stolen'\"><script>document.title='stolen'</script>"
+ASKED = "<img src=x onerror=document.title='stolen'>"
+ANSWERED = f"{ASKED}![x](https://elsewhere.invalid/x.png)"
+RUN = f"`{ASKED}"  # a folder may be called that
+WATCH = """
+import sys
+
+def watch(event, args):
+    address = args[1] if event in {"socket.connect", "socket.sendto"} else args[:1]
+    if event.startswith("socket.") and isinstance(address, tuple) and event in WATCHED:
+        if address[0] not in {"127.0.0.1", "::1", "localhost"}:
+            with open(PATH, "a") as file:
+                file.write(f"{event} {address}\\n")
+
+WATCHED = {"socket.connect", "socket.sendto", "socket.getaddrinfo"}
+sys.addaudithook(watch)
+"""
 WAIT = 45_000  # milliseconds
 
 
 class Web:
-    """A running ``znatok web``."""
+    """A running ``znatok web``; whatever it, or a verb it starts, asks of another machine is written down."""
 
     def __init__(self, folder):
+        self.asked = folder / "watch" / "asked.txt"
+        self.asked.parent.mkdir()
+        watch = self.asked.parent / "sitecustomize.py"
+        watch.write_text(f"PATH = {str(self.asked)!r}{WATCH}", encoding="utf-8")
         self.process = subprocess.Popen(
             helpers.command("znatok", "web", "--port", 0),
             cwd=folder,
             stderr=subprocess.PIPE,
             text=True,
-            env=helpers.environment(),
+            env=helpers.environment(PYTHONPATH=str(watch.parent)),
         )
         self.said = []
         for line in self.process.stderr:
@@ -55,11 +78,36 @@ class Web:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     tiny.save_tiny(folder / "base", **serving.SPREAD)
+    save_parrot(folder / "parrot")
     tiny.write_pairs(folder / "pairs.jsonl", [*tiny.PAIRS, ("Что это?", SCRIPT)])
-    (folder / "spoilt.jsonl").write_text('{"prompt": "Что?", "response": "Да."}\n{"prompt": 5}\n{', encoding="utf-8")
+    spoilt = [
+        '{"prompt": "Что?", "response": "Да."}',
+        json.dumps({"prompt": 5, ANSWERED: "x"}),
+        json.dumps([ANSWERED]),
+        "{",
+    ]
+    (folder / "spoilt.jsonl").write_text("\n".join(spoilt), encoding="utf-8")
     tiny.write_pairs(folder / "kept.jsonl", [("Что такое сопло?", "Отверстие.")])
     (folder / "questions.txt").write_text("Что такое PLA?\nЧто такое ABS?\n", encoding="utf-8")
     return folder
+
+
+def save_parrot(folder):
+    """Write a tiny model that was taught one answer."""
+    model, tokenizer = tiny.tiny_model(), tiny.tiny_tokenizer()
+    chat = choose_format(tokenizer, model.get_input_embeddings().weight)
+    prompt = chat.prompt_ids(dialogue(ASKED, LANGUAGE_NEUTRAL_SYSTEM))
+    ids = torch.tensor([[*prompt, *tokenizer(ANSWERED)["input_ids"], chat.end_id]])
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < len(prompt), -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(110):
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +116,7 @@ def web(folder):
     yield web
     assert web.stop() == 0
     assert "Traceback" not in "".join(web.said)
+    assert not web.asked.exists(), web.asked.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +129,35 @@ def browser():
 
 @pytest.fixture
 def page(browser, web):
-    """A page whose every request is watched: none may leave this machine."""
+    """A page whose every request is watched: none may leave this machine, try to, or be made by what is only shown."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US")
-    page = context.new_page()
-    page.set_default_timeout(WAIT)
-    abroad = []
-    page.on(
+    abroad, refused = [], []
+    context.on(
         "request",
-        lambda request: None if request.url.startswith((web.url, "data:", "blob:")) else abroad.append(request.url),
+        lambda request: None if is_our_own(request.url, web) else abroad.append(request.url),
     )
-    page.goto(web.url)
-    page.get_by_role("tab", name="Data").wait_for()
+    context.on(
+        "console", lambda message: refused.append(message.text) if "Content Security Policy" in message.text else None
+    )
+    page = opened(context, web)
     yield page
     assert abroad == []
-    assert page.title() == "znatok"
+    assert refused == []
+    assert {one.title() for one in context.pages} == {"znatok"}
     context.close()
+
+
+def is_our_own(url, web):
+    return url.startswith((web.url, "data:", "blob:")) and not url.endswith("/x")
+
+
+def opened(context, web):
+    """Return one more tab."""
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(web.url)
+    page.get_by_role("tab", name="Data").wait_for()
+    return page
 
 
 def fill(page, name, value):
@@ -130,11 +193,16 @@ def wait_for(page, name, text):
     )
 
 
+def newest_run(page, name):
+    """Wait until the newest run is chosen, as it is a moment after the page was loaded."""
+    page.wait_for_function("name => document.querySelector(`#${name} input`)?.value === 'mine'", arg=name)
+
+
 def bring_data(page, folder, pictures):
     page.locator("input[type=file]").first.set_input_files(folder / "spoilt.jsonl")
     page.wait_for_function("document.querySelector('#data-file input').value.includes('uploads/spoilt.jsonl')")
     page.locator("#data-check").click()
-    wait_for(page, "data-report", "bad records 2")
+    wait_for(page, "data-report", "bad records 3")
     see(page, "data-problems", "cut short")
     choose(page, "data-file", "pairs.jsonl")
     page.locator("#data-check").click()
@@ -150,7 +218,7 @@ def train(page, folder, pictures):
     tab(page, "Train")
     page.locator("#train-recipe").get_by_text("seed").click()
     page.get_by_text("all other options").click()
-    for name, text in {"model_name": folder / "base", "output_dir": "runs/mine", "val_path": "", "max_steps": 12,
+    for name, text in {"model_name": folder / "base", "output_dir": f"runs/{RUN}", "val_path": "", "max_steps": 12,
                        "learning_rate": 0.005, "val_share": 0}.items():  # fmt: skip
         fill(page, f"option-{name}", text)
     choose(page, "option-dtype", "float32")
@@ -158,6 +226,8 @@ def train(page, folder, pictures):
     page.locator("#train-plan").click()
     wait_for(page, "train-log", "steps: 12")
     page.wait_for_function("document.querySelector('#train-state').innerText.includes('not at work')")
+    see(page, "train-state", RUN.partition("'")[0])  # what follows is quoted as a shell wants it
+    fill(page, "option-output_dir", "runs/mine")
     page.locator("#train-start").click()
     page.wait_for_function("document.querySelector('#train-state').innerText.includes('znatok train')")
     page.reload()  # what was begun goes on and is found again
@@ -169,7 +239,7 @@ def train(page, folder, pictures):
 
 def compare_both(page, folder, pictures):
     tab(page, "Compare")
-    page.wait_for_function("document.querySelector('#compare-run input').value === 'mine'")
+    newest_run(page, "compare-run")
     fill(page, "compare-longest", 16)
     page.locator("#compare-blind input").check()
     fill(page, "compare-question", "Что такое PLA?")
@@ -199,11 +269,38 @@ def chat(page, folder, pictures):
     page.screenshot(path=pictures / "chat.png", full_page=True)
 
 
+def show_to_the_letter(page, folder, pictures):
+    """Markup in a question, an answer, a run's name and an error; the model, without a run, is the chat's alone."""
+    page.locator("#chat-clear").click()
+    page.locator("#chat-talk [data-testid=bot]").first.wait_for(state="detached")
+    ask(page, folder / "parrot")
+    see(page, "chat-talk", ASKED)
+    see(page, "chat-talk", ANSWERED)
+    serving.write_run(folder / "runs" / RUN, 1, str(folder / "parrot"))
+    tab(page, "Compare")
+    page.wait_for_timeout(6000)  # the lists of runs are renewed every 5 seconds
+    choose(page, "compare-run", RUN)
+    page.locator("#compare-blind input").uncheck()
+    fill(page, "compare-question", ASKED)
+    fill(page, "compare-longest", 256)
+    page.locator("#compare-ask").click()
+    wait_for(page, "compare-left", ANSWERED)
+    tab(page, "Report")
+    choose(page, "report-run", RUN)
+    page.locator("#report-show").click()
+    page.get_by_text(f"{RUN}: no report yet").first.wait_for()
+    page.screenshot(path=pictures / "letter.png", full_page=True)
+    shutil.rmtree(folder / "runs" / RUN)
+    page.reload()
+
+
 def export_model(page, folder, pictures):
     tab(page, "Report")
+    newest_run(page, "report-run")
     page.locator("#report-show").click()
     page.frame_locator("#report-page iframe").get_by_text("PLA").first.wait_for()
     tab(page, "Export")
+    newest_run(page, "export-run")
     choose(page, "option-to", "merged")
     choose(page, "option-merged_dtype", "float32")
     page.locator("#export-begin").click()
@@ -214,7 +311,7 @@ def export_model(page, folder, pictures):
 
 def test_from_a_file_to_an_exported_model(page, folder, tmp_path_factory):
     pictures = tmp_path_factory.mktemp("pictures")
-    for step in (bring_data, train, compare_both, chat, export_model):
+    for step in (bring_data, train, compare_both, chat, show_to_the_letter, export_model):
         step(page, folder, pictures)
 
 
@@ -222,6 +319,41 @@ def test_a_mistake_is_a_message_on_the_page(page):
     tab(page, "Compare")
     page.locator("#compare-ask").click()
     page.get_by_text("no question: type one").first.wait_for()
+
+
+def ask(page, voice, run=None):
+    """Ask in the chat, without waiting for the answer."""
+    page.bring_to_front()  # a list takes what is typed when it loses the focus, which no hidden tab has
+    tab(page, "Chat")
+    if run:
+        choose(page, "chat-run", run)
+    fill(page, "chat-voice", voice)
+    fill(page, "chat-text", ASKED)
+    page.locator("#chat-send").click()
+
+
+def test_tabs_reloads_the_back_button_and_a_lost_connection_leave_the_page_in_order(page, web, folder):
+    serving.write_run(folder / "runs" / "second", 2, str(folder / "base"))
+    other = opened(page.context, web)
+    ask(page, folder / "parrot")
+    ask(other, "tuned", "second")  # another model: neither takes away what the other is answered by
+    for one in (page, other):
+        one.locator("#chat-talk [data-testid=bot]").first.wait_for()
+    ask(page, folder / "parrot")
+    page.reload()  # in the middle of an answer
+    ask(page, folder / "parrot")
+    see(page, "chat-talk", ANSWERED)
+    page.goto("about:blank")
+    page.go_back()
+    ask(page, folder / "parrot")
+    see(page, "chat-talk", ANSWERED)
+    page.context.set_offline(True)
+    ask(page, folder / "parrot")
+    page.get_by_text("Connection to the server was lost").first.wait_for()
+    with page.expect_navigation():  # once it is there again the page loads itself
+        page.context.set_offline(False)
+    ask(page, folder / "parrot")
+    see(page, "chat-talk", ANSWERED)
 
 
 def test_nothing_is_cut_off_on_a_phone(browser, web):

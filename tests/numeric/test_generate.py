@@ -10,8 +10,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 import tiny
 from znatok.config import LoraOptions, SampleOptions
 from znatok.errors import UsageError
-from znatok.generate.engine import Answer, Request, Stop
-from znatok.generate.rows import SLOTS, RowCache
+from znatok.generate.engine import Answer, Request, Stop, sayable
+from znatok.generate.rows import SLOTS, RowCache, row_attention
 from znatok.generate.torch_engine import TorchEngine
 from znatok.model.adapters import base_only, inject
 from znatok.tokens.chat import ChatFormat, Message, Role, dialogue
@@ -244,6 +244,40 @@ def test_a_dialogue_longer_than_the_context_is_refused_with_its_length(chat):
     length = len(chat.prompt_ids(dialogue("Что такое PLA? " * 9, SYSTEM)))
     with pytest.raises(UsageError, match=f"the dialogue takes {length} tokens and the model sees 40"):
         engine.answers([request("Что такое PLA? " * 9)])
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_prompt_that_fills_a_large_context_takes_memory_in_proportion(window):
+    """One mask for all of it took the square: 5 GB for the 32 768 tokens that Gemma sees."""
+    tokens, heads = 8192, 2
+    q, k, v = (torch.randn(1, heads, tokens, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    module = torch.nn.Identity()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        out, _ = row_attention(module, q, k, v, None, scaling=0.3, sliding_window=window)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < tokens * tokens / 4  # bytes; a mask alone would be four times that
+    far = tokens - 1
+    first = far + 1 - window if window else 0
+    alone = torch.nn.functional.scaled_dot_product_attention(q[:, :, far:], k[:, :, first:], v[:, :, first:], scale=0.3)
+    torch.testing.assert_close(out[:, far], alone[:, :, 0])
+
+
+@pytest.mark.parametrize("tokens", [9, 16, 17, 61])
+def test_a_window_is_seen_in_blocks_as_in_one_piece(tokens):
+    window = 8
+    q, k, v = (torch.randn(1, 2, tokens, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    out, _ = row_attention(torch.nn.Identity(), q, k, v, None, scaling=0.3, sliding_window=window)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril().triu(1 - window)
+    whole = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(out, whole.transpose(1, 2))
+
+
+def test_spare_tokens_of_a_vocabulary_are_never_said():
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_tokens(["<unused0>", "<unused99>", "[unused7]", "<unused>", "unused1"])
+    said = {tokenizer.convert_ids_to_tokens(number) for number in sayable(ChatFormat("chatml", "", tokenizer, 2))}
+    assert not said & {"<unused0>", "<unused99>", "[unused7]"}
+    assert {"<unused>", "unused1"} < said
 
 
 def test_an_answer_ends_where_the_context_does(chat):

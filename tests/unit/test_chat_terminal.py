@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -20,8 +21,8 @@ from znatok.tokens.chat import Message, Role
 
 
 @pytest.fixture(scope="module")
-def expert(tmp_path_factory):
-    """A base and an adapter that changes what it says."""
+def folder(tmp_path_factory):
+    """A base and a run whose adapter changes what it says."""
     folder = tmp_path_factory.mktemp("expert")
     base = tiny.save_tiny(folder / "base", initializer_range=0.3)
     tuned = inject(tiny.tiny_model(initializer_range=0.3), LoraOptions(), seed=1)
@@ -31,7 +32,12 @@ def expert(tmp_path_factory):
                 parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
     save_adapter(tuned, folder / "run", "base")
     write_json(folder / "run" / "manifest.json", {"base": {"name": str(base)}, "chat": {"system": "Ты знаток."}})
-    return open_expert(ModelOptions(model_name=str(base), dtype="float32"), Run(folder / "run"), "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expert(folder):
+    return open_expert(ModelOptions(model_name="", dtype="float32"), Run(folder / "run"), "")
 
 
 @pytest.fixture
@@ -350,13 +356,52 @@ def test_compare_asks_both_and_leaves_the_dialogue_alone(terminal, session, caps
     assert capsys.readouterr().out == out  # the last question once more
 
 
-def test_compare_asks_the_last_question_again(terminal, session, capsys):
+def test_compare_asks_the_last_question_again_without_its_answer(terminal, session, capsys):
+    """Both were shown the answer that the tuned one had given before."""
     terminal.take("Что такое PLA?")
-    answer = session.history[1].text
-    session.history.clear()
+    terminal.take("А ABS?")
+    said, answer = list(session.history), session.history[-1].text
     capsys.readouterr()
     terminal.take("/compare")
-    assert f"[tuned] {printable(answer)}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"[tuned] {printable(answer)}\n" in out
+    terminal.take("/compare")
+    assert capsys.readouterr().out == out
+    assert session.history == said
+    terminal.take("/compare А PETG?")  # another question is asked in the light of the whole dialogue
+    assert f"[tuned] {printable(spoken(session, 'А PETG?'))}\n" in capsys.readouterr().out
+
+
+def test_a_dialogue_that_grew_too_long_is_refused_and_clear_makes_room(terminal, session):
+    def talk_on():
+        for turn in range(40):
+            terminal.take(f"Что такое PLA и чем он лучше других пластиков? {turn}")
+
+    with pytest.raises(UsageError, match="and the model sees 512: shorten the question or /clear the dialogue"):
+        talk_on()
+    assert len(session.history) > 4
+    assert session.history[0].text.endswith("? 0")  # what was said before is all there
+    terminal.take("/clear")
+    terminal.take("Что?")
+    assert len(session.history) == 2
+
+
+def test_a_hundred_thousand_characters_are_refused_with_their_tokens(terminal, session):
+    with pytest.raises(UsageError, match=r"the dialogue takes \d{5,} tokens and the model sees 512"):
+        terminal.take("q" * 100_000)
+    assert session.history == []
+
+
+def test_another_run_brings_its_system_message_unless_it_is_the_users_own(folder, capsys):
+    run = Run(folder / "run")
+    expert = open_expert(ModelOptions(model_name=str(folder / "base"), dtype="float32"), None, "Общее.")
+    session = ChatSession(expert, SampleOptions(max_new_tokens=2), 42, expert.system, Voice.BASE)
+    terminal = Terminal(session)
+    terminal.take(f"/adapter {run.path}")
+    assert (session.system, session.voice) == ("Ты знаток.", Voice.TUNED)
+    terminal.take("/system Иначе.")
+    terminal.take(f"/adapter {run.path}")
+    assert session.system == "Иначе."
 
 
 def test_without_an_adapter_only_the_base_speaks(tiny_dir, capsys):
@@ -520,6 +565,30 @@ def test_several_lines_are_one_message(terminal, session, monkeypatch, capsys):
     assert Terminal.run(terminal) == 0
     assert session.history[0].text == "в одну строку"
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("state", ["taken", "taken/below", "x" * 300], ids=["a file", "below a file", "too long"])
+def test_a_place_for_typed_lines_that_can_not_be_had_costs_only_them(tmp_path, monkeypatch, state):
+    readline = pytest.importorskip("readline")
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / state))
+    with typed_lines(remember=True):
+        readline.add_history("Что такое PLA?")
+    readline.clear_history()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_typed_lines_are_nobody_elses_whatever_the_umask(tmp_path, monkeypatch):
+    pytest.importorskip("readline")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before = os.umask(0)
+    try:
+        with typed_lines(remember=True):
+            pass
+    finally:
+        os.umask(before)
+    kept = tmp_path / "znatok" / "history"
+    assert (kept.stat().st_mode | kept.parent.stat().st_mode) & 0o077 == 0
 
 
 def test_typed_lines_are_kept_for_their_owner_alone(tmp_path, monkeypatch):

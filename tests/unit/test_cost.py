@@ -45,6 +45,17 @@ def test_every_formula_shown_gives_its_value():
         assert shown == pytest.approx(line.value, rel=1e-4)
 
 
+def test_one_decimal_sign_in_all_of_a_calculation():
+    """It said «8.1 × 200 = 1620,5»."""
+    parts = {"mass": 8.1, "price": 1500.5, "hours": 2.5, "labour": 0.5, "rate": 400.2, "failed": 2.5, "markup": 10}
+    roubles = "\n".join(cost(CostOptions(**parts)).text())
+    assert "." not in roubles.replace("₽.", "")
+    assert "8,1 / 1000 × 1500,5 = 12,15 ₽" in roubles
+    dollars = "\n".join(cost(CostOptions(**parts, currency="$")).text())
+    assert "," not in dollars
+    assert "8.1 / 1000 × 1500.5 = 12.15 $" in dollars
+
+
 def test_what_is_missing_is_named():
     with pytest.raises(UsageError, match="--price, --hours"):
         cost(CostOptions(mass=5))

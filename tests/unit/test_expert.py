@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import llama_files
 import tiny
@@ -100,6 +101,44 @@ def test_a_run_without_an_adapter_is_refused_before_the_base_is_loaded(tmp_path)
     write_json(run.manifest, {"base": {"name": "/nowhere/at/all"}})
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors; train first"):
         open_expert(ModelOptions(model_name=""), run, "")
+
+
+def test_another_run_is_put_on_the_base_that_is_there(folder, run, tmp_path, monkeypatch):
+    """`/adapter` read the base a second time, and held it twice in memory."""
+    other = Run(shutil.copytree(folder / "run", tmp_path / "other"))
+    turn_round(other)
+    alone = {one: say(open_expert(options(folder), one, ""), Voice.TUNED) for one in (run, other)}
+    base = say(open_expert(options(folder), None, ""), Voice.BASE)
+    assert len({base, *alone.values()}) == 3
+    expert = open_expert(options(folder), None, "")
+    monkeypatch.setattr("znatok.model.load.load_base", lambda *_, **__: pytest.fail("the base was loaded again"))
+    for one in (run, other, other, run):
+        expert = expert.with_run(one)
+        assert (expert.run, say(expert, Voice.TUNED), say(expert, Voice.BASE)) == (one, alone[one], base)
+    assert len(expert.model.peft_config) == 1  # what does not speak is not kept
+    assert not any(parameter.requires_grad for parameter in expert.model.parameters())
+
+
+@pytest.mark.parametrize("fault", ["other base", "no adapter", "other shape"])
+def test_a_run_that_does_not_fit_leaves_the_one_that_speaks(folder, run, tmp_path, fault):
+    other = Run(shutil.copytree(folder / "run", tmp_path / "other"))
+    if fault == "other base":
+        write_json(other.manifest, {"base": {"name": "base", "sha256": "0" * 64}})
+    elif fault == "no adapter":
+        (other.path / "adapter_model.safetensors").unlink()
+    else:
+        save_adapter(inject(tiny.tiny_model(hidden_size=16), LoraOptions(), seed=1), other.path, "base")
+    expert = open_expert(options(folder), run, "")
+    said = [say(expert, voice) for voice in Voice]
+    with pytest.raises(ModelError):
+        expert.with_run(other)
+    assert [say(expert, voice) for voice in Voice] == said
+
+
+def turn_round(run):
+    """Make a run's adapter do the opposite."""
+    path = run.path / "adapter_model.safetensors"
+    save_file({name: -tensor if "lora_B" in name else tensor for name, tensor in load_file(path).items()}, path)
 
 
 # llama.cpp

@@ -5,6 +5,7 @@ on what else is asked at the same time, nor on what was asked before. What an en
 in :meth:`TokenEngine.tokens`; how they become text, and when a text ends, is the same for all of them and stands here.
 """
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from znatok.generate.text import StopCutter, TextStream
 from znatok.tokens.chat import ChatFormat, Message, looks_like_control
 
 DEFAULT_SAMPLE = SampleOptions()
+UNUSED = re.compile(r"[<\[]unused_?\d+[>\]]")  # Gemma's and BERT's spare tokens: nobody trained them
 
 
 class TooLong(UsageError):
@@ -190,10 +192,10 @@ class TokenEngine(ABC):
 
 
 def sayable(chat: ChatFormat) -> set[int]:
-    """Return the ids that may be said: all text, and what ends an answer; no control token that ends nothing."""
+    """Return the ids that may be said: all text, and what ends an answer; no other control token, and no spare one."""
     vocabulary = chat.tokenizer.get_vocab()
     special: Sequence[int] = getattr(chat.tokenizer, "all_special_ids", [])
-    control = {number for token, number in vocabulary.items() if looks_like_control(token)}
+    control = {number for token, number in vocabulary.items() if looks_like_control(token) or UNUSED.fullmatch(token)}
     return (set(vocabulary.values()) - {*special, *control}) | chat.stop_ids
 
 

@@ -108,13 +108,10 @@ def row_attention(
     """
     window = options.get("sliding_window")
     if rows is None:
-        tokens = query.shape[2]
-        mask = None
-        if window is not None and tokens > window:
-            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().triu(1 - window)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-        )
+        if window is not None and query.shape[2] > window:
+            attended = _through_window(query, key, value, window, scaling)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return attended.transpose(1, 2).contiguous(), None
     attended = torch.zeros_like(query)
     for row, n in enumerate(rows):
@@ -128,6 +125,23 @@ def row_attention(
                 enable_gqa=True,
             )
     return attended.transpose(1, 2).contiguous(), None
+
+
+def _through_window(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float) -> Tensor:
+    """Attend to the last ``window`` keys, a block of queries at a time: one mask for all of a prompt is T² numbers."""
+    blocks = []
+    for start in range(0, query.shape[2], window):
+        end = min(start + window, query.shape[2])
+        first = max(0, start - window + 1)
+        seen = torch.ones(end - start, end - first, dtype=torch.bool, device=query.device)
+        mask = seen.tril(start - first).triu(start - first + 1 - window)
+        keys, values = key[:, :, first:end], value[:, :, first:end]
+        blocks.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
+            )
+        )
+    return torch.cat(blocks, 2)
 
 
 AttentionInterface.register(ROW_ATTENTION, row_attention)

@@ -154,6 +154,22 @@ def attach_another(model: PeftModel, directory: Path, name: str) -> None:
     model.eval()
 
 
+def exchange(model: PreTrainedModel | PeftModel, directory: Path) -> PeftModel:
+    """Put a saved adapter on a base in place of the one it has, if it has one.
+
+    Raises:
+        ModelError: as :func:`attach` has it; the model is left as it was.
+    """
+    if not isinstance(model, PeftModel):
+        return attach(model, directory)
+    before = model.active_adapter
+    name = "default" if before != "default" else "other"
+    attach_another(model, directory, name)
+    model.set_adapter(name, inference_mode=True)
+    model.delete_adapter(before)
+    return model
+
+
 def load_weights(model: PeftModel, directory: Path) -> None:
     """Replace the adapter's weights by saved ones of the same shape; ModelError where they don't fit."""
     tensors = _read_weights(directory)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from znatok import config
-from znatok.errors import UsageError, _
+from znatok.errors import UsageError, _, own_language
 from znatok.scripts import seed_flag
-from znatok.verbs.verb import dtype_flag, json_flag, language, run_argument, show
+from znatok.verbs.verb import dtype_flag, json_flag, run_argument, show
 
 
 def compare_flags() -> config.Parser:
@@ -30,7 +30,7 @@ def compare(args: Namespace, _words: list[str]) -> int:
     from znatok.logs import say
 
     summary, run = compare_run(args)
-    show(summary.to_json(), [summary.markdown(language())], as_json=args.json)
+    show(summary.to_json(), [summary.markdown(own_language())], as_json=args.json)
     say(_("everything is in {path}: report.html, images, compare", path=run.path))
     return 0
 
@@ -99,7 +99,7 @@ def examine(args: Namespace, _words: list[str]) -> int:
 
     sources = find_sources(args.runs or [None])
     proof = examine(sources, args)
-    show(proof.to_json(), [markdown(proof, language())], as_json=args.json)
+    show(proof.to_json(), [markdown(proof, own_language())], as_json=args.json)
     say(
         _(
             "everything is in {path}: report.ru.html, report.en.html, items.jsonl, proof.json",

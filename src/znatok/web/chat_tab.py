@@ -1,6 +1,8 @@
 """Chat: one dialogue, with the base or a run, with sources where it may look things up."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,6 +18,8 @@ from znatok.web.talk import Question
 
 Turn = dict[str, str]
 USUAL = SampleOptions()
+REFERENCE = re.compile("&(?=[#a-zA-Z])")  # a lone & or < is text to a browser, and stays what somebody copies
+TAG = re.compile("<(?=[a-zA-Z/!?])")
 
 
 def chat_tab(studio: Studio) -> Any:
@@ -23,7 +27,12 @@ def chat_tab(studio: Studio) -> Any:
     with gr.Tab(_("Chat"), id="chat"):
         with gr.Row():
             run = changing(studio.runs(), label=_("run"), elem_id="chat-run")
-            voice = gr.Radio([(_("tuned"), "tuned"), (_("base"), "base")], value="tuned", label=_("who answers"))
+            voice = changing(
+                [(_("tuned"), "tuned"), (_("base"), "base"), *((name, name) for name in studio.models())],
+                value="tuned",
+                label=_("who answers: the run, its base, or any model"),
+                elem_id="chat-voice",
+            )
             knowledge = changing(["", *studio.texts()], value="", label=_("look things up in"))
         talk = gr.Chatbot(
             height=460,
@@ -57,18 +66,19 @@ def chat_tab(studio: Studio) -> Any:
         if not question.strip():
             raise UsageError("no question: type one")
         history = [Message(Role(turn["role"]), plain(turn)) for turn in turns]
-        turns = [*turns, {"role": "user", "content": question}]
+        turns = [*turns, turn_of(Role.USER, question)]
         if calculation is None or not calculation.open:
             calculation = CostRequest(language_of(question))
         if calculation.take(question):  # computed, not guessed
-            yield [*turns, {"role": "assistant", "content": "\n".join(calculation.answer())}], "", calculation
+            yield [*turns, turn_of(Role.ASSISTANT, "\n".join(calculation.answer()))], "", calculation
             return
         yield turns, "", calculation
-        models = studio.talk.open(studio.base_of(name), studio.run(name).path)
-        asked = Question(question, sample_of(*drawn), int(drawn[-1]), history, where or None)
-        for said in studio.talk.stream(models[0 if who == "base" else -1], asked):
-            sources = "\n\n" + ", ".join(said.sources) if said.sources and said.tokens else ""
-            yield [*turns, {"role": "assistant", "content": said.text + sources}], "", calculation
+        knowledge = str(studio.file(where)) if where else None
+        asked = Question(question, sample_of(*drawn), int(drawn[-1]), history, knowledge)
+        with studio.talk.opened(*speaker(studio, name, who)) as models:
+            for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], asked):
+                sources = "\n\n" + ", ".join(said.sources) if said.sources and said.tokens else ""
+                yield [*turns, turn_of(Role.ASSISTANT, said.text + sources)], "", calculation
 
     asking = [text, talk, cost, run, voice, knowledge, temperature, top_p, longest, seed]
     outputs = [talk, text, cost]
@@ -80,12 +90,29 @@ def chat_tab(studio: Studio) -> Any:
     return run
 
 
+def speaker(studio: Studio, name: str | None, who: str) -> tuple[str, Path | None]:
+    """Return the base and the run that answer: those chosen, or a base alone by its own name.
+
+    Raises:
+        UsageError: a run is to answer, or its base, and none was chosen.
+    """
+    if who in {"tuned", "base", ""}:
+        return studio.base_of(name), studio.run(name).path
+    return who, None
+
+
 def sample_of(temperature: float, top_p: float, longest: float, _seed: float) -> SampleOptions:
     """Return how an answer is drawn."""
     return SampleOptions(temperature=temperature, top_p=top_p, max_new_tokens=int(longest))
 
 
+def turn_of(role: Role, text: str) -> Turn:
+    """Return a turn as the page has to be given it: a Chatbot that renders no Markdown still obeys HTML."""
+    return {"role": str(role), "content": TAG.sub("&lt;", REFERENCE.sub("&amp;", text))}
+
+
 def plain(turn: Any) -> str:
     """Return the text of a turn; Gradio sends it as parts."""
     content = turn["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return text.replace("&lt;", "<").replace("&amp;", "&")

@@ -1,10 +1,9 @@
 """Compare: base and tuned side by side, blind if one likes, and a file of questions asked of both."""
 
-import concurrent.futures
 import datetime
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ import gradio as gr
 from znatok.config import SampleOptions
 from znatok.errors import UsageError, _
 from znatok.runs import Run
-from znatok.serve.roster import Offered
 from znatok.web.forms import changing
 from znatok.web.studio import Studio, told
-from znatok.web.talk import Question, Said
+from znatok.web.talk import Question
 
 VOTES = "votes.jsonl"
-WAIT = 0.05  # seconds between two looks at two answers that are under way
 SECONDS = 2.0
 HELDOUT = "data/eval/heldout.jsonl"
 
@@ -94,33 +91,18 @@ class CompareTab:
         if not question.strip():
             raise UsageError("no question: type one")
         seed, temperature, longest = int(drawn[0]), drawn[1], int(drawn[2])
-        models = self._studio.talk.open(self._studio.base_of(name), self._studio.run(name).path)
-        voices = {"base": models[0], "tuned": models[-1]}
         order = ["tuned", "base"] if blind and secrets.randbits(1) else ["base", "tuned"]
         titles = ["1", "2"] if blind else [_("base"), _("tuned")]
         asked = Question(question, SampleOptions(temperature=temperature, max_new_tokens=longest), seed)
         texts = ["", ""]
-        for texts in self.side_by_side([voices[who] for who in order], asked):
-            shown = [gr.update(value=text, label=title) for text, title in zip(texts, titles, strict=True)]
-            yield shown[0], shown[1], None, ""  # no vote on half an answer
+        with self._studio.talk.opened(self._studio.base_of(name), self._studio.run(name).path) as models:
+            voices = {"base": models[0], "tuned": models[-1]}
+            for said in self._studio.talk.stream([voices[who] for who in order], asked):
+                texts = [one.text for one in said]
+                shown = [gr.update(value=text, label=title) for text, title in zip(texts, titles, strict=True)]
+                yield shown[0], shown[1], None, ""  # no vote on half an answer
         state = {"run": name, "question": question, "seed": seed, "temperature": temperature, "blind": blind}
         yield gr.skip(), gr.skip(), {**state, "order": order, "answers": texts}, _("which one is better?")
-
-    def side_by_side(self, models: Sequence[Offered], asked: Question) -> Iterator[list[str]]:
-        """Yield the answers of two models as they grow, asked at the same time."""
-        answers = [Said(), Said()]
-
-        def listen(place: int) -> None:
-            for said in self._studio.talk.stream(models[place], asked):
-                answers[place] = said
-
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            listening = [pool.submit(listen, place) for place in range(2)]
-            while concurrent.futures.wait(listening, timeout=WAIT).not_done:
-                yield [one.text for one in answers]
-            for one in listening:
-                one.result()
-        yield [one.text for one in answers]
 
     def voting(self, vote: str) -> Any:
         """Return what a click on one of the three buttons does: keep the vote, tell who was who."""
@@ -141,13 +123,15 @@ class CompareTab:
         """Start a comparison on a file of questions.
 
         Raises:
-            UsageError: there is no file, or no run.
+            UsageError: there is no run, no file, or the pairs lie elsewhere.
         """
         chosen = self._studio.run(name)
         if path is None:
             raise UsageError("no file is chosen")
         words = ["compare", str(chosen.path.relative_to(self._studio.folder)), "--questions", path]
-        words += ["--heldout", kept] if kept else []
+        if kept:
+            self._studio.file(kept)
+            words += ["--heldout", kept]
         return self._studio.jobs.start("compare", words).command
 
     def look(self) -> tuple[str, Any]:

@@ -1,6 +1,7 @@
 """A form for a verb, made of the option groups its flags are made of: one statement of each option, in one place."""
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import gradio as gr
 
 from znatok.config import RECIPES
 from znatok.errors import _
+from znatok.logs import printable
 
 Spec = dataclasses.Field[Any]
 
@@ -43,7 +45,7 @@ def component(spec: Spec, value: Any) -> Any:
     return gr.Textbox(**{**common, "value": value or ""}, max_lines=1)
 
 
-def changing(choices: Sequence[str], **options: Any) -> Any:
+def changing(choices: Sequence[str | tuple[str, str]], **options: Any) -> Any:
     """Return a list whose entries come and go while the page is open; whatever it names is checked when it is used."""
     value = options.pop("value", choices[0] if choices else None)
     return gr.Dropdown(list(choices), value=value, allow_custom_value=True, **options)
@@ -79,6 +81,13 @@ def shown(value: Any) -> str:
 def command(verb: str, flags: Sequence[str]) -> str:
     """Return a command line."""
     return shlex.join(["znatok", verb, *flags])
+
+
+def to_the_letter(text: str) -> str:
+    """Return Markdown that shows a text as it is, on one line: a code span longer than any backticks in it."""
+    longest = max((len(found) for found in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {' '.join(printable(text).split())} {fence}"
 
 
 def by_recipe(fields: Sequence[Spec], recipe: str) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from znatok.config import ExportOptions
-from znatok.errors import UsageError, _, catalogue
+from znatok.errors import UsageError, _, own_language
 from znatok.runs import Run
 from znatok.web.forms import changing, component, specs, words
 from znatok.web.studio import Studio, told
@@ -38,8 +38,7 @@ def report_of(run: Run, which: str) -> str:
     Raises:
         UsageError: there is none yet.
     """
-    language = "ru" if catalogue().info().get("language") == "ru" else "en"
-    path = run.path / ("report.html" if which == "compare" else f"eval/report.{language}.html")
+    path = run.path / ("report.html" if which == "compare" else f"eval/report.{own_language()}.html")
     if not path.is_file():
         verb = "compare" if which == "compare" else "eval"
         raise UsageError("{path}: no report yet; znatok {verb} {path} makes one", path=run.path.name, verb=verb)

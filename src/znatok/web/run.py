@@ -11,6 +11,7 @@ from znatok.logs import say
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 USER = "znatok"
 UPLOAD = 64 << 20  # bytes of an uploaded file
+PATIENCE = 2.0  # seconds that running requests have when it is stopped; an open page always has one
 
 
 def build_app(folder: Path, key: str | None, hosts: Any) -> tuple[Any, Any]:
@@ -26,6 +27,7 @@ def build_app(folder: Path, key: str | None, hosts: Any) -> tuple[Any, Any]:
 
     from znatok.serve.guard import Guard
     from znatok.web.page import CSS, build_page
+    from znatok.web.policy import Policy
     from znatok.web.studio import Studio
 
     studio = Studio(folder)
@@ -45,6 +47,7 @@ def build_app(folder: Path, key: str | None, hosts: Any) -> tuple[Any, Any]:
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     app.add_middleware(Guard, hosts=hosts, key=None, largest=UPLOAD)
+    app.add_middleware(Policy)
     return app, studio
 
 
@@ -57,27 +60,28 @@ def web(options: WebOptions) -> None:
     """
     try:
         import gradio  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise SystemFault("the page needs Gradio: pip install 'znatok[web]'") from error
     from znatok.serve.run import allowed_hosts, api_key, listen, open_doors, quiet_signals
+    from znatok.serve.server import Server
 
     address = ServeOptions(host=options.host, port=options.port, api_key_file=options.api_key_file)
     key = api_key(address)
     listener = listen(address)
     try:
         app, studio = build_app(Path.cwd(), key, allowed_hosts(address))
-        open_doors(listener, address)  # whoever reads the address may open it at once
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        say(_("open http://{host}:{port} in a browser", host=host, port=listener.getsockname()[1]))
-        if key:
-            say(_("user {user}, password: the API key", user=USER))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
-        try:
-            with quiet_signals():
+        server = Server(app, PATIENCE)
+        with quiet_signals(server.handle_exit):  # whoever reads the address may open the page, or stop it, at once
+            try:
+                open_doors(listener, address)
+                host = f"[{options.host}]" if ":" in options.host else options.host
+                say(_("open http://{host}:{port} in a browser", host=host, port=listener.getsockname()[1]))
+                if key:
+                    say(_("user {user}, password: the API key", user=USER))
                 server.run(sockets=[listener])
-        finally:
-            studio.close()
+            finally:
+                studio.close()
         say(_("stopped"))
     finally:
         listener.close()

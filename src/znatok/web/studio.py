@@ -60,7 +60,7 @@ class Studio:
             raise UsageError("no run is chosen; train one first")
         return Run(self.folder / "runs" / name)
 
-    def base_of(self, name: str) -> str:
+    def base_of(self, name: str | None) -> str:
         """Return the base a run was trained on."""
         base = self.run(name).read_manifest().get("base", {}).get("name")
         if not base:

@@ -1,5 +1,7 @@
 """The models that answer in the browser: loaded when somebody asks, one base with one adapter at a time."""
 
+import contextlib
+import functools
 import queue
 import threading
 import time
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions
+from znatok.lexicon import lexicon_near
 from znatok.retrieve import Knowledge, open_knowledge
 from znatok.serve.desk import Begun, Composed, Ended, Event, Failed, Job, Piece, composed, desk_for
 from znatok.serve.dispatch import Dispatcher
@@ -17,6 +20,12 @@ from znatok.tokens.chat import Message, dialogue
 PATIENCE = 3600.0  # seconds an answer may take
 CONTEXT = 4096
 QUEUE = 64
+
+Stamp = tuple[tuple[int, ...], ...]
+"""Of files: another one once they have changed."""
+
+Model = tuple[str, Path | None, Stamp]
+"""A base, the run on it if any, and its adapter's stamp: training may have gone on."""
 
 
 @dataclass(frozen=True)
@@ -44,70 +53,95 @@ class Said:
     text: str = ""
     sources: tuple[str, ...] = ()
     tokens: int = 0
-    seconds: float = 0.0
+
+    def hear(self, event: Event) -> None:
+        """Take what happened."""
+        if isinstance(event, Begun):
+            self.sources = event.sources
+        elif isinstance(event, Piece):
+            self.text += event.text
+        elif isinstance(event, Ended):
+            self.tokens = event.tokens
 
 
 class Talk:
     """Answers of a base and of a run's adapter."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._opened: tuple[str, str | None] | None = None
+        self._changed = threading.Condition()  # guards the two below; whoever closes a page takes it, so never for long
+        self._wanted: Model | None = None
+        self._users = 0
+        self._loading = threading.Lock()  # held while a model comes or goes
+        self._opened: Model | None = None
         self._roster: Roster | None = None
         self._dispatcher: Dispatcher | None = None
-        self._knowledge: dict[str, Knowledge] = {}
+        self._knowledge: dict[str, tuple[Stamp, Knowledge]] = {}
 
-    def open(self, base: str, run: Path | None) -> list[Offered]:
-        """Load a base, and the adapter of a run where one is named; return what answers, the base first.
+    @contextlib.contextmanager
+    def opened(self, base: str, run: Path | None) -> Iterator[list[Offered]]:
+        """Lend what answers, the base first: a base, and the adapter of a run where one is named.
+
+        What another page has been lent stays until it is given back: whoever wants something else waits.
 
         Raises:
             ModelError: the base can't be loaded, or the run was trained on another.
         """
-        wanted = (base, str(run) if run is not None else None)
-        with self._lock:
-            if self._roster is None or self._opened != wanted:
-                self._close()
-                options = ModelOptions(model_name=base)
-                self._roster = open_roster(options, run, LANGUAGE_NEUTRAL_SYSTEM, context=CONTEXT, many=False)
-                self._dispatcher = Dispatcher(desk_for(self._roster), QUEUE)
-                self._opened = wanted
-            return list(self._roster.models.values())
+        wanted = (base, run, stamp(run / "adapter_model.safetensors") if run is not None else ())
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users or self._wanted == wanted)
+            self._wanted = wanted
+            self._users += 1
+        try:
+            with self._loading:
+                models = self._loaded(wanted)
+            yield models
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
 
-    def stream(self, model: Offered, question: Question) -> Iterator[Said]:
-        """Yield an answer as it grows; closing the iterator gives it up.
+    def stream(self, models: Sequence[Offered], question: Question) -> Iterator[list[Said]]:
+        """Yield the answers of models that are lent as they grow, asked at once; closing the iterator gives them up.
 
         Raises:
-            UsageError: the dialogue is longer than the model sees.
+            UsageError: the dialogue is longer than a model sees.
         """
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        started = time.monotonic()
-        job = Job(model, lambda: self._compose(model, question), (), events.put, started + PATIENCE)
-        dispatcher.submit([job])
-        said = Said()
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+
+        def job(place: int, model: Offered) -> Job:
+            compose = functools.partial(self._compose, model, question)
+            return Job(model, compose, (), lambda event: events.put((place, event)), time.monotonic() + PATIENCE)
+
+        jobs = [job(place, model) for place, model in enumerate(models)]
+        dispatcher.submit(jobs)
+        answers = [Said() for _ in jobs]
         try:
-            while True:
-                event = events.get()
+            while not all(said.tokens for said in answers):
+                place, event = events.get()
                 if isinstance(event, Failed):
                     raise event.error
-                if isinstance(event, Begun):
-                    said.sources = event.sources
-                elif isinstance(event, Piece):
-                    said.text += event.text
-                elif isinstance(event, Ended):
-                    said.tokens = event.tokens
-                said.seconds = time.monotonic() - started
-                yield said
-                if isinstance(event, Ended):
-                    return
+                answers[place].hear(event)
+                yield answers
         finally:
-            dispatcher.cancel(job)
+            for one in jobs:
+                dispatcher.cancel(one)
 
     def close(self) -> None:
         """Let the models go."""
-        with self._lock:
+        with self._loading:
             self._close()
+
+    def _loaded(self, wanted: Model) -> list[Offered]:
+        if self._roster is None or self._opened != wanted:
+            self._close()
+            base, run, _stamp = wanted
+            options = ModelOptions(model_name=base)
+            self._roster = open_roster(options, run, LANGUAGE_NEUTRAL_SYSTEM, context=CONTEXT, many=False)
+            self._dispatcher = Dispatcher(desk_for(self._roster), QUEUE)
+            self._opened = wanted
+        return list(self._roster.models.values())
 
     def _close(self) -> None:
         if self._dispatcher is not None:
@@ -122,6 +156,14 @@ class Talk:
         return composed(model, before, question.text, question.sample, question.seed, known)
 
     def _known(self, path: str) -> Knowledge:
-        if path not in self._knowledge:
-            self._knowledge[path] = open_knowledge(Path(path))
-        return self._knowledge[path]
+        """Return the knowledge in a file, read anew where the file or the lexicon beside it has changed since."""
+        now = stamp(Path(path), lexicon_near(Path(path)))
+        if path not in self._knowledge or self._knowledge[path][0] != now:
+            self._knowledge[path] = now, open_knowledge(Path(path))
+        return self._knowledge[path][1]
+
+
+def stamp(*paths: Path | None) -> Stamp:
+    """Return what tells files from what they were before; those that are not there count for nothing."""
+    stats = [path.stat() for path in paths if path is not None and path.is_file()]
+    return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)

@@ -11,7 +11,7 @@ from znatok.config import EXPERT_DATA, DataOptions, LoraOptions, ModelOptions, T
 from znatok.errors import UsageError, _
 from znatok.files import read_jsonl
 from znatok.runs import Run
-from znatok.web.forms import Spec, by_recipe, command, component, default, specs, words
+from znatok.web.forms import Spec, by_recipe, command, component, default, specs, to_the_letter, words
 from znatok.web.jobs import Job
 from znatok.web.studio import Studio, told
 
@@ -119,7 +119,7 @@ class TrainTab:
             return _("nothing was started yet"), gr.skip(), ""
         state = _("at work") if job.running else _("not at work")
         rows = self._curve(job)  # a plot that was drawn empty stays empty
-        return f"**{state}**: `{job.command}`", _frame(rows) if rows else gr.skip(), job.said()
+        return f"**{state}**: {to_the_letter(job.command)}", _frame(rows) if rows else gr.skip(), job.said()
 
     def _curve(self, job: Job) -> list[tuple[int, float, str]]:
         metrics = Run(self._studio.folder / _place(job.words)).metrics if job.kind == "train" else None
