@@ -1,7 +1,7 @@
 """kill -9 at any moment of a training costs the steps since the last checkpoint, and not a bit of the result.
 
-Once before every change that a training makes to its run directory (between write and rename, too), and at fifty random
-moments by the clock, every other one killed once more while it goes on.
+Once before every change that a training makes to its run directory (between write and rename, too), and in float32 and
+in int8 at 25 random moments by the clock each, every other one killed once more while it goes on.
 """
 
 import pytest
@@ -62,6 +62,8 @@ def files(run):
 
 
 def test_killed_before_any_change_to_its_directory(trainings, straight):
+    if "int8" in trainings.words:
+        pytest.skip("the same files are written in float32")
     run, changes = straight
     assert changes > 100
     for number in range(changes):
@@ -71,14 +73,14 @@ def test_killed_before_any_change_to_its_directory(trainings, straight):
         finished_equally(trainings, f"change-{number}", run)
 
 
-def test_killed_at_fifty_random_moments(trainings, straight):
+def test_killed_at_random_moments(trainings, straight):
     run, _changes = straight
     lasts = trainings.seconds()
     still_ran = 0
-    for number, moment in enumerate(moments(seed=1, count=50, within=lasts)):
+    for number, moment in enumerate(moments(seed=1, count=25, within=lasts)):
         name = f"moment-{number}"
         still_ran += trainings.killed(name, seconds=moment)
         if number % 2 and (trainings.room / name / "run.toml").is_file():
             trainings.killed(name, "--resume", seconds=lasts - moment)
         finished_equally(trainings, name, run)
-    assert still_ran > 25, "most were to be killed while they ran"
+    assert still_ran > 12, "most were to be killed while they ran"

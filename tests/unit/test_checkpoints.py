@@ -4,7 +4,7 @@ import pytest
 
 from znatok.files import read_json, sha256
 from znatok.train import checkpoints
-from znatok.train.checkpoints import SEAL, complete, damage, newest, prune, seal, staging, step_of
+from znatok.train.checkpoints import SEAL, complete, damage, newest, prune, seal, staging, step_of, tidy
 
 
 def save(folder, step, **files):
@@ -136,3 +136,11 @@ def test_a_crash_between_sealing_and_renaming_keeps_the_checkpoint_before(tmp_pa
     (staged / "weights.bin").write_bytes(b"half")
     (staged / SEAL).write_text('{"step": 2, "sha256": {}}', encoding="utf-8")
     assert newest(tmp_path, pytest.fail) == tmp_path / "step-000001"
+
+
+def test_a_kill_between_renaming_and_pruning_leaves_nothing_after_the_run_went_on(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    staging(tmp_path)
+    tidy(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]

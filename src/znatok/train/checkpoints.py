@@ -86,6 +86,15 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def tidy(folder: Path, keep: int) -> None:
+    """Leave what an undisturbed run leaves: the newest ``keep`` checkpoints, and nothing half done.
+
+    Only once the adapter is safe: of the newest ones some may be damaged.
+    """
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+    prune(folder, keep)
+
+
 def staging(folder: Path) -> Path:
     """Return an empty staging folder."""
     path = folder / STAGING

@@ -295,6 +295,7 @@ def finish(run: Run, config: TrainConfig, ready: Prepared, trainer: AnswerTraine
     ready.loaded.tokenizer.chat_template = ready.chat.jinja(config.data.system)
     ready.loaded.tokenizer.save_pretrained(run.path)
     shutil.rmtree(best.folder, ignore_errors=True)
+    checkpoints.tidy(run.checkpoints, config.train.keep_checkpoints)
     history = [row for row in trainer.state.log_history if "loss" in row]
     return {
         "steps": trainer.state.global_step,
