@@ -413,7 +413,8 @@ def test_training_leaves_the_base_as_it_was(tiny_dir, pairs_file, tmp_path):
     ready = prepare(config)
     frozen = {name: p.detach().clone() for name, p in ready.model.named_parameters() if not p.requires_grad}
     learned = {name: p.detach().clone() for name, p in ready.model.named_parameters() if p.requires_grad}
-    run_module.run_in(run_module.open_run(config), config, ready)
+    with run_module.own_run(config, ready.team) as run:
+        run_module.run_in(run, config, ready)
     now = dict(ready.model.named_parameters())
     assert frozen
     assert all(torch.equal(now[name], tensor) for name, tensor in frozen.items())

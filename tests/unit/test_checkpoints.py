@@ -142,5 +142,6 @@ def test_a_kill_between_renaming_and_pruning_leaves_nothing_after_the_run_went_o
     for step in (1, 2, 3):
         save(tmp_path, step)
     staging(tmp_path)
+    (tmp_path / "step-000001" / SEAL).unlink()  # a removal cut short
     tidy(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]

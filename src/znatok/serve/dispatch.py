@@ -147,12 +147,12 @@ class Dispatcher:
         except UsageError as error:  # of this one request
             self._fail(concerned, error)
         except ZnatokError as error:
+            self.broken = type(error).__name__  # before anybody hears of it and asks for the server's health
             self._fail(concerned, error)
-            self.broken = type(error).__name__
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the server
             traceback.print_exc()
-            self._fail(concerned, SystemFault("the server failed: {why}", why=type(error).__name__))
             self.broken = type(error).__name__
+            self._fail(concerned, SystemFault("the server failed: {why}", why=type(error).__name__))
 
     def _note_ended(self, jobs: Sequence[Job]) -> None:
         now, computed = time.monotonic(), self._desk.jobs

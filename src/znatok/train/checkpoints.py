@@ -79,11 +79,13 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints."""
-    for checkpoint in complete(folder)[:-keep]:
-        # The seal goes first: a removal cut short must not leave something that looks complete.
-        (checkpoint / SEAL).unlink(missing_ok=True)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    """Remove all but the newest ``keep`` checkpoints, and what a removal cut short left of earlier ones."""
+    kept = complete(folder)[-keep:]
+    for path in sorted(folder.glob(f"{PREFIX}*")):
+        if path not in kept:
+            # The seal goes first: a removal cut short must not leave something that looks complete.
+            (path / SEAL).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def tidy(folder: Path, keep: int) -> None:
