@@ -1,6 +1,7 @@
 """Fixtures and settings of every test: offline, English messages, one thread, deterministic."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from znatok.fast.compiler import build
 from znatok.fast.product import INT_MM
 from znatok.model import load
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci")
 
