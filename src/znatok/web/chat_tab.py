@@ -25,15 +25,7 @@ TAG = re.compile("<(?=[a-zA-Z/!?])")
 def chat_tab(studio: Studio) -> Any:
     """Build the tab; return its list of runs, which others renew."""
     with gr.Tab(_("Chat"), id="chat"):
-        with gr.Row():
-            run = changing(studio.runs(), label=_("run"), elem_id="chat-run")
-            voice = changing(
-                [(_("tuned"), "tuned"), (_("base"), "base"), *((name, name) for name in studio.models())],
-                value="tuned",
-                label=_("who answers: the run, its base, or any model"),
-                elem_id="chat-voice",
-            )
-            knowledge = changing(["", *studio.texts()], value="", label=_("look things up in"))
+        run, voice, knowledge = _who_answers(studio)
         talk = gr.Chatbot(
             height=460,
             sanitize_html=True,
@@ -88,6 +80,20 @@ def chat_tab(studio: Studio) -> Any:
     stop.click(None, cancels=running)
     clear.click(lambda: ([], None), None, [talk, cost], cancels=running)
     return run
+
+
+def _who_answers(studio: Studio) -> tuple[Any, Any, Any]:
+    """Build what chooses a run, a voice and a file to look things up in."""
+    with gr.Row():
+        run = changing(studio.runs(), label=_("run"), elem_id="chat-run")
+        voice = changing(
+            [(_("tuned"), "tuned"), (_("base"), "base"), *((name, name) for name in studio.models())],
+            value="tuned",
+            label=_("who answers: the run, its base, or any model"),
+            elem_id="chat-voice",
+        )
+        knowledge = changing(["", *studio.texts()], value="", label=_("look things up in"))
+    return run, voice, knowledge
 
 
 def speaker(studio: Studio, name: str | None, who: str) -> tuple[str, Path | None]:
