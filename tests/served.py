@@ -28,7 +28,7 @@ class Server:
                 break
         else:
             pytest.fail("it did not start: " + "".join(self.said))
-        self._rest = threading.Thread(target=lambda: self.said.extend(self.process.stderr))
+        self._rest = threading.Thread(target=lambda: self.said.extend(self.process.stderr), daemon=True)
         self._rest.start()
         self.url = re.search(r"http://[^/]+/v1", "".join(self.said))[0]
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pexpect
 import pytest
-import torch
 
 import helpers
 import tiny
@@ -31,13 +30,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
     """A tiny model that would rather say anything than stop."""
-    folder = tmp_path_factory.mktemp("chat") / "endless"
-    model = tiny.tiny_model(initializer_range=0.3, max_position_embeddings=32768)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[[0, 2]] = 0
-    model.save_pretrained(folder)
-    tiny.tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return tiny.save_endless(tmp_path_factory.mktemp("chat") / "endless")
 
 
 def words(model, *more):

@@ -16,6 +16,7 @@ import pytest
 import helpers
 import llama_files
 import serving
+import tiny
 from served import Server
 from znatok.config import ModelOptions, ServeOptions
 from znatok.errors import SystemFault
@@ -79,11 +80,11 @@ def test_a_signal_lets_running_answers_end(world, number):
     assert "Traceback" not in said
 
 
-def test_a_second_ctrl_c_gives_up_what_the_first_waited_for(world):
-    words = ["--model_name", world[0], "--dtype", "float32", "--context", 4096, "--patience", 3600]
-    server = Server(world[0].parent, *words)
+def test_a_second_ctrl_c_gives_up_what_the_first_waited_for(tmp_path):
+    base = tiny.save_endless(tmp_path / "endless")
+    server = Server(tmp_path, "--model_name", base, "--dtype", "float32", "--context", 32768, "--patience", 3600)
     with openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
-        asking = {"model": "printing", "messages": MESSAGES, "max_tokens": 4000, "logit_bias": {}}
+        asking = {"model": "endless", "messages": MESSAGES, "max_tokens": 30000, "temperature": 0}
         stream = client.chat.completions.create(**asking, stream=True)
         next(stream)
         server.process.send_signal(signal.SIGINT)
