@@ -3,7 +3,7 @@
 # make bench   speed and memory beside the stock recipe, TRL, transformers and bare llama.cpp (half an hour, idle machine)
 # make test    lint, types, import contracts, tests: what CI runs
 # make wheel   build the wheel and test it without the source: CI does that too
-# make trust   kill, fuzz and load it: what takes minutes, CI does that too (SOAK=600 seconds of load are the default)
+# make trust   kill, fuzz and load it: what takes minutes, CI does that too (SOAK=600 seconds of load, FUZZ=30 a reader)
 # make lock    pin every package by its hashes in locks/; make sbom writes the bill of materials of what a user installs
 #
 # PYTHON=python3.12 chooses the interpreter; TORCH_INDEX=URL takes torch from another package index (README: CUDA, CPU).
@@ -44,9 +44,10 @@ wheel: setup
 	$(BIN)/python tools/try_wheel.py
 
 SOAK ?= 600
+FUZZ ?= 30
 
 trust: setup
-	SOAK=$(SOAK) $(BIN)/python -m pytest -n 2 --dist loadfile tests/trust
+	SOAK=$(SOAK) FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --dist loadfile tests/trust
 
 # What a user may install, and what the set-up installs.
 EXTRAS := --extra llamacpp --extra quant --extra search --extra judge --extra web
