@@ -250,22 +250,25 @@ def test_what_comes_to_nothing_leaves_no_thread_and_no_connection(bases, monkeyp
 def test_a_server_that_stops_tells_those_it_gives_up(bases, monkeypatch, capfd, twice):
     service = opened(bases)
     slowed(service, monkeypatch, 0.05)
-    with running(service, patience=3600.0 if twice else 0.2) as (server, url), ThreadPoolExecutor(3) as pool:
-        orders = [{"n": 7}, {"stream": True}, {"n": 2}]  # the last one waits
-        replies = []
-        for order in orders:
-            replies.append(pool.submit(raw, url, body=json.dumps({**ORDER, **order}).encode()))
-            wait_until(lambda: service.dispatcher.running + service.dispatcher.waiting >= (7, 8, 10)[len(replies) - 1])
+    with running(service, patience=3600.0 if twice else 0.2) as (server, url), ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(raw, url, body=json.dumps({**ORDER, "n": 7}).encode())
+        wait_until(lambda: service.dispatcher.running == 7)
+        connection = sent(url, stream=True)
+        stream = connection.getresponse()  # its first words are said: it can't be refused by a status any more
+        waiting = pool.submit(raw, url, body=json.dumps({**ORDER, "n": 2}).encode())
+        wait_until(lambda: service.dispatcher.waiting > 0)
         began = time.monotonic()
         for _signal in range(1 + twice):
             server.handle_exit(signal.SIGTERM, None)
-        whole, stream, waiting = (reply.result(20) for reply in replies)
+        refused = [reply.result(20) for reply in (whole, waiting)]
+        heard = events(stream.read())
+        connection.close()
         assert time.monotonic() - began < 10
         with pytest.raises(ConnectionError):
             raw(url, "GET", "/health")
-    for status, _headers, body in (whole, waiting):
+    for status, _headers, body in refused:
         assert (status, json.loads(body)["error"]["message"]) == (503, "the server is stopping")
-    assert events(stream[2])[-1]["error"]["message"] == "the server is stopping"
+    assert heard[-1]["error"]["message"] == "the server is stopping"
     assert server.given_up == 3
     assert "Traceback" not in capfd.readouterr().err
 
