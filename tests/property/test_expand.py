@@ -66,6 +66,34 @@ def test_every_fact_is_met_and_a_fact_without_wordings_is_made_into_some():
     assert all(one.pair.response.endswith(FACTS["f5"].claim) for one in lie)
 
 
+@pytest.mark.parametrize(
+    ("claim", "false"),
+    [
+        ("Стол для ABS греют до 100 °C.", "Стол для ABS греют до 150 °C."),
+        ("Усадка PA12 равна 1,5 %.", "Усадка PA12 равна 2,3 %."),
+        ("Филамент бывает 1.75 мм.", "Филамент бывает 2.63 мм."),
+        ("Плотность 0,05 г.", "Плотность 0,08 г."),
+        ("Сопло греют до 230–250 °C.", "Сопло греют до 345–375 °C."),
+        ("Хлеб пекут 20 - 40 минут.", "Хлеб пекут 30 - 60 минут."),
+        ("Одна крупинка: 1.", "Одна крупинка: 2."),
+    ],
+)
+def test_a_false_statement_has_another_number_of_the_same_form(claim, false):
+    made = expand({"f": Fact("f", "т", claim)}, [], (), neighbours, PHRASES, Mixture(informed=0))
+    asked = {one.pair.prompt for one in made.train if one.kind == "verdict"}
+    assert len(asked) == 2
+    for statement in (claim, false):
+        assert any(f"«{statement.rstrip('.')}»?" in prompt for prompt in asked)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["Полиамид PA12 прочен.", "Marlin 2.0.9 новее.", "Лента 24-вольтовая.", "Стоит 12 500 рублей.", "Усадка 0 %."],
+)
+def test_a_number_that_is_part_of_something_else_is_left_alone(claim):
+    assert not expand({"f": Fact("f", "т", claim)}, [], (), neighbours, PHRASES, Mixture(informed=0)).train
+
+
 def test_one_direct_wording_of_each_fact_is_kept_for_choosing():
     made = built(WORDINGS)
     assert sorted(one.pair.fact_ids[0] for one in made.dev) == [f"f{i}" for i in range(5)]

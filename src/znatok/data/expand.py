@@ -17,6 +17,7 @@ in it: what is equal or similar to a test question is left out and counted.
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections import Counter, defaultdict
@@ -33,7 +34,14 @@ from znatok.errors import DataError
 Neighbours = Callable[[str], Sequence[str]]
 """Passages near a question, best first."""
 
-NUMBER = re.compile(r"\d+(?:,\d+)?")
+QUANTITY = re.compile(
+    r"""(?<![\w.,-])(?<!\d\s)                                 # no part of a word or of another number
+        (?P<low>\d+(?:[.,]\d+)?)
+        (?:(?P<dash>\s?[–-]\s?)(?P<high>\d+(?:[.,]\d+)?))?
+        (?![\w-]|[.,]\d|\s?[–-]\s?\d|\s\d{3}(?!\d))""",
+    re.VERBOSE,
+)
+"""A number or a range, but not in a name (PA12, 24-volt), a version, a date or a number of several groups."""
 DEV_KIND = "direct"  # of each fact's wordings of this kind one is kept for choosing between recipes
 DEV_OTHERS = ("unknown", "missing", "general")  # and one in ten of these, which have no fact
 ASKED = (
@@ -266,13 +274,13 @@ def _at_most(exposures: list[Exposure], kind: str, count: int, seed: int, left_o
 
 def _made(fact: Fact, phrases: Phrases, seed: int) -> list[Exposure]:
     """Make a gap to fill, a true and a false statement from a fact with a number that nobody put in other words."""
-    numbers = list(NUMBER.finditer(fact.claim))
+    numbers = [match for match in QUANTITY.finditer(fact.claim) if _raised(match["low"]) != match["low"]]
     if not numbers:
         return []
     match = numbers[_number(seed, fact.id) % len(numbers)]
-    gap = fact.claim[: match.start()] + "___" + fact.claim[match.end() :]
-    wrong = f"{float(match[0].replace(',', '.')) * 1.5:g}".replace(".", "," if "," in fact.claim else ".")
-    false = fact.claim[: match.start()] + wrong + fact.claim[match.end() :]
+    before, after = fact.claim[: match.start()], fact.claim[match.end() :]
+    wrong = _raised(match["low"]) + (match["dash"] + _raised(match["high"]) if match["high"] else "")
+    gap, false = f"{before}___{after}", f"{before}{wrong}{after}"
     fill, judge = (options[_number(seed, fact.id) % len(options)] for options in (phrases.fill, phrases.judge))
     made = [
         ("cloze", fill.format(text=gap), fact.claim),
@@ -283,6 +291,17 @@ def _made(fact: Fact, phrases: Phrases, seed: int) -> list[Exposure]:
         Exposure(Pair(prompt, response, fact.topic, (fact.id,)), kind, "made from the fact")
         for kind, prompt, response in made
     ]
+
+
+def _raised(number: str) -> str:
+    """Return a number half as large again, with as many decimals and the same mark before them."""
+    mark = "," if "," in number else "."
+    whole, _mark, decimals = number.partition(mark)
+    raised = math.ceil(int(whole + decimals) * 1.5)
+    if not decimals:
+        return str(raised)
+    digits = str(raised).zfill(len(decimals) + 1)
+    return digits[: -len(decimals)] + mark + digits[-len(decimals) :]
 
 
 def _estranged(exposures: Sequence[Exposure], strangers: Strangers, rule: Mixture) -> list[Exposure]:
