@@ -8,6 +8,8 @@ from typing import Any
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 SLACK = 128 << 20  # bytes; holes between blocks of changing sizes may take so much before they are given back
+SHAPES = 256  # of products, whose compiled code is kept; a pack of a dozen examples has about a hundred
+BESIDE = SLACK + SHAPES * 640_000  # bytes that a training takes beside its tensors: holes and compiled products
 
 
 def keep_freed_memory() -> bool:
@@ -20,26 +22,38 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(mallopt(MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(TRIM_THRESHOLD, 2**31 - 1))
 
 
+def keep_few_shapes() -> None:
+    """Limit what oneDNN remembers; call before the first product, and let the user's own limits stand.
+
+    It compiles a product anew for each shape and keeps the code of 1,024 of them, and torch's layer above it keeps what
+    belongs to as many: 0.63 MB a shape in bfloat16 where the processor has AMX. Texts differ in length, so both fill
+    up, and being small they stand between large blocks and part the memory that is free (docs/experiments.md).
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(SHAPES))
+
+
 class Holes:
     """Gives memory back when the holes in it have grown: batches of changing length leave ever more of them.
 
-    The measure is the first step's memory, then what is left each time: what is in use, such as the optimiser's state,
-    is no hole. Giving back costs the next step its page faults, so it is done rarely.
+    Allowed is what was left when memory was last given back, what one pack was seen to need above that, and some slack.
+    Giving back costs the next pack its page faults, so it is done no more often.
     """
 
     def __init__(self) -> None:
-        self._measure: int | None = None
+        self._left = self._need = 0
+        self._fresh = False  # memory was given back, and one pack computed since
 
     def close(self) -> bool:
-        """Call after a step; return whether memory was given back."""
+        """Call after a pack; return whether memory was given back."""
         resident = resident_bytes()
-        if self._measure is None:
-            self._measure = resident
+        if self._fresh:
+            self._need, self._fresh = max(self._need, resident - self._left), False
         trim = _glibc("malloc_trim")
-        if trim is None or resident <= self._measure + SLACK:
+        if trim is None or resident <= self._left + self._need + SLACK:
             return False
         trim(0)
-        self._measure = resident_bytes()
+        self._left, self._fresh = resident_bytes(), True
         return True
 
 

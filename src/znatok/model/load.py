@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from znatok.config import ModelOptions
 from znatok.errors import ModelError, UsageError, _
 from znatok.fast.loss import Int8Head
+from znatok.fast.memory import keep_few_shapes
 from znatok.fast.product import Way, fastest
 from znatok.model import directory, gguf
 from znatok.model.backbone import FAMILY
@@ -72,6 +73,7 @@ def load_base(options: ModelOptions, *, training: bool = False, say: Say = lambd
         UsageError: int8 is asked for and can't be.
         SystemFault: the disk is full or not writable.
     """
+    keep_few_shapes()
     source = resolve(options.model_name, say=say)
     choice = choose_dtype(options.dtype)
     int8 = options.dtype == "int8" or (training and options.dtype == "auto")

@@ -16,6 +16,7 @@ import torch
 
 from znatok.config import TrainOptions
 from znatok.errors import _
+from znatok.fast.memory import BESIDE
 from znatok.logs import peak_rss_bytes
 from znatok.model.score import head_weight
 from znatok.tokens.collate import Collator, ExampleSet
@@ -148,7 +149,7 @@ def probe(
     return replace(
         plan,
         seconds=(plan.computed_tokens * step_seconds + validated * forward_seconds) / computed / plan.processes,
-        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable),
+        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable + BESIDE),
         probe_tokens_per_second=round(computed / step_seconds, 2),
     )
 

@@ -80,7 +80,7 @@ class AnswerTrainer(Trainer):
             self._stop_unless_finite(_("the loss"), float(share.detach()))
             self.accelerator.backward(share)
             loss += share.detach()
-        self._holes.close()
+            self._holes.close()
         return loss if self.team.size == 1 else self._together(inputs, loss)
 
     def _draw(self) -> int:
