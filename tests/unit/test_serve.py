@@ -541,7 +541,7 @@ def test_a_full_queue_says_when_to_come_again(world, monkeypatch):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(world, monkeypatch):
-    service = open_service(world[0], None, timeout=0.3)
+    service = open_service(world[0], None, timeout=1.5)  # a busy machine has said its first words by then
     Slow(service, monkeypatch, 0.1)
     with served(service) as address:
         status, answer = asked(address, {"model": "base", "messages": QUESTION, "max_tokens": 100})
@@ -570,8 +570,8 @@ def test_whoever_leaves_is_no_burden(world, monkeypatch, stream):
         if stream:
             answer.close()  # it holds the socket open
         connection.close()
-        wait_until(lambda: service.dispatcher.running == 0, 5)
-        wait_until(lambda: b'outcome="cancelled"' in raw(address, "GET", "/metrics")[2], 5)
+        wait_until(lambda: service.dispatcher.running == 0)
+        wait_until(lambda: b'outcome="cancelled"' in raw(address, "GET", "/metrics")[2])
 
 
 def test_a_fault_of_ours_is_one_requests_fault(world, monkeypatch, capfd):

@@ -201,7 +201,7 @@ def test_more_answers_than_the_queue_holds_are_refused_for_good(bases):
 
 
 def test_whoever_waits_in_the_queue_too_long_is_told_so_and_never_begun(bases, monkeypatch):
-    service = opened(bases, timeout=0.5)
+    service = opened(bases, timeout=1.5)
     pace = Paced(service, monkeypatch)
     with served(service) as url:
         first = sent(url, n=8)
@@ -209,7 +209,7 @@ def test_whoever_waits_in_the_queue_too_long_is_told_so_and_never_begun(bases, m
         wait_until(lambda: service.dispatcher.running == 8)
         second = sent(url)
         wait_until(lambda: service.dispatcher.waiting == 1)
-        time.sleep(0.6)
+        time.sleep(1.6)
         pace.go(1)
         for connection in (first, second):
             reply = connection.getresponse()
@@ -221,7 +221,7 @@ def test_whoever_waits_in_the_queue_too_long_is_told_so_and_never_begun(bases, m
 
 @llama_files.needs_llama
 def test_llama_cpps_time_runs_out_too(bases, monkeypatch):
-    service = opened(bases, "llamacpp", timeout=0.3)
+    service = opened(bases, "llamacpp", timeout=1.5)
     slowed(service, monkeypatch, 0.1)
     with served(service) as url:
         assert asked(url, ORDER)[0] == 504
