@@ -125,7 +125,7 @@ def create(output_dir: str | None, model_name: str, *, force: bool = False) -> R
     refuse_used(output_dir, force=force)
     if output_dir is None:
         stamp = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-        path = _unused(Path("runs") / f"{stamp}_{slug(Path(model_name).name)}")
+        path = unused(Path("runs") / f"{stamp}_{slug(Path(model_name).name)}")
     else:
         path = Path(output_dir)
     with _writing(path):
@@ -176,7 +176,7 @@ def _is_used(path: Path) -> bool:
     return not begun.issuperset(path.iterdir())
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
     """Return ``path``, numbered where another run was started within the same second."""
     numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
     return next(candidate for candidate in (path, *numbered) if not candidate.exists())
@@ -193,7 +193,7 @@ def _clear(path: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
     if made := [name for name in USERS if (path / name).exists()]:
-        aside = _unused(path / "earlier")
+        aside = unused(path / "earlier")
         aside.mkdir()
         for name in made:
             (path / name).rename(aside / name)

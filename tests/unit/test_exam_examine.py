@@ -187,6 +187,11 @@ def test_a_proof_is_published_between_its_marks(result, run, tmp_path):
     assert both.count("| P1 знает больше") == 2
     assert both.index("another-model/forest") < both.index(f"{results.name}/forest")
     assert str(tmp_path) not in (results / "run.jsonl").read_text(encoding="utf-8")
+    (results / "run.jsonl").rename(results / "older.jsonl")
+    assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 0
+    assert (results / "run.jsonl").is_file()
+    assert not (results / "older.jsonl").exists()  # records that stand together are judged together
+    assert (results / "earlier" / "older.jsonl").is_file()
     (tmp_path / "README.md").write_text("без меток", encoding="utf-8")
     assert main(["publish", str(run.path), "--repo", str(tmp_path)]) == 2
 

@@ -10,7 +10,7 @@ from znatok.exam.criteria import CRITERIA
 from znatok.exam.proof import WRITTEN_BEFORE_TRAINING, gain_at_equal_length, prove
 from znatok.exam.scores import Scores
 from znatok.exam.table import table
-from znatok.exam.text import markdown, rule_text
+from znatok.exam.text import arms_rows, markdown, rule_text
 
 
 def row(arm, i, split="T1", run="", **changes):
@@ -30,6 +30,9 @@ def arms(count=40, split="T1", base=None, tuned=None, runs=("s1",)):
     for run in runs:
         rows += [row("tuned", i, split, run, **(tuned(i, draw) if tuned else {})) for i in range(count)]
     return rows
+
+
+RUNS = (("base", ""), ("tuned", "s1"))
 
 
 def claim(rows, key, texts=()):
@@ -140,6 +143,14 @@ def test_nothing_is_dropped_from_the_tables():
     text = markdown(prove(rows, [], 1), "ru")
     assert "P1 знает больше" in text
     assert "**T2**" in text
+
+
+def test_a_table_says_of_how_many_questions_a_number_is():
+    rows = [row(arm, i, "T4", run, recall=None if i % 2 else 0.5) for arm, run in RUNS for i in range(40)]
+    of_recall = arms_rows(prove(rows, [], 1), "T4", "en", ["recall", "tokens"])
+    assert [line[1] for line in of_recall] == ["n", "40", "40"]
+    assert [line[2].rpartition(", ")[2] for line in of_recall[1:]] == ["n 20", "n 20"]
+    assert [line[3] for line in of_recall[1:]] == ["30 [30, 30]"] * 2
 
 
 def test_memorisation_is_what_the_training_words_add_for_the_same_fact():

@@ -103,6 +103,30 @@ def test_only_what_is_alike_is_compared():
         together([BASE, TUNED, TUNED])
 
 
+def trained(run, data="d", **options):
+    """Return the record of a run that was trained so."""
+    about = replace(TUNED.about, run=run, data_sha256=data, options={"learning_rate": 2e-4, "seed": 1, **options})
+    return Record(about, TUNED.lines)
+
+
+def test_runs_of_one_recipe_may_differ_in_their_seed_and_in_what_changes_nothing():
+    runs = [trained("s1"), trained("s2", seed=2, save_steps=5), TUNED]  # of the last nobody knows how it was trained
+    assert together([BASE, *[replace(run, about=replace(run.about, run=str(i))) for i, run in enumerate(runs)]])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (trained("s2", learning_rate=4e-4), "s2: learning_rate is 0.0004, in s1 0.0002; .*seed only"),
+        (trained("s2", data="e"), "s2: data_sha256 is e, in s1 d"),
+    ],
+    ids=["recipe", "data"],
+)
+def test_runs_of_two_recipes_have_no_mean(other, said):
+    with pytest.raises(UsageError, match=said):
+        together([BASE, trained("s1"), other])
+
+
 def test_a_training_curve_keeps_what_is_drawn():
     rows = [{"step": 1, "epoch": 0.5, "loss": 2.0, "tokens": 9}, {"step": 1, "val_loss": 1.0}, {"other": 1}]
     lines = [{"kind": "loss", "step": 1, "epoch": 0.5, "loss": 2.0}, {"kind": "loss", "step": 1, "val_loss": 1.0}]

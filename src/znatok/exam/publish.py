@@ -4,20 +4,21 @@ The card holds every judged difference in ``model-index``, the form in which Hug
 table as the README. Numbers are copied from ``eval/proof.json``, never computed again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from znatok.errors import UsageError
+from znatok.errors import UsageError, _
 from znatok.eval.labels import labels
 from znatok.eval.publish import READMES, SHOWN_HASH, plain, put, renewed
 from znatok.exam.proof import Claim, Proof
 from znatok.exam.record import RECORDS
 from znatok.exam.text import claims_table
 from znatok.files import read_json, write_text
-from znatok.runs import slug
+from znatok.logs import warn
+from znatok.runs import slug, unused
 
 MARKS = ("<!-- proof:start -->", "<!-- proof:end -->")
 IMAGES = ("forest", "verdicts")
@@ -58,7 +59,20 @@ def publish_proof(run: Path, repo: Path) -> list[Path]:
         texts[repo / readme] = renewed(repo / readme, text, MARKS)
     copies = {made / name: folder / name for name in names}
     copies |= {path: folder / path.name for path in sorted((made / RECORDS).glob("*.jsonl"))}
+    _set_aside({path for path in folder.glob("*.jsonl") if path not in copies.values()})
     return put(copies, texts)
+
+
+def _set_aside(records: Collection[Path]) -> None:
+    """Move records of an earlier proof out of the folder, whose records are judged together."""
+    if records:
+        folder = next(iter(records)).parent
+        aside = unused(folder / "earlier")
+        aside.mkdir()
+        for path in records:
+            path.rename(aside / path.name)
+        names = ", ".join(sorted(path.name for path in records))
+        warn(_("{path}: {names} of another proof now stand in {aside}", path=folder, names=names, aside=aside))
 
 
 def read_proof(path: Path) -> tuple[Proof, dict[str, Any]]:

@@ -21,6 +21,8 @@ FORM = 1
 BASE = "base"
 RECORDS = "records"
 """The folder of an examination's records."""
+FREE = {"seed", "save_steps", "eval_steps", "keep_checkpoints"}
+"""Options in which runs of one recipe may differ."""
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -134,6 +136,27 @@ def read_records(path: Path) -> list[Record]:
     return [_read(one) for one in paths]
 
 
+def _refuse_another_training(record: Record, first: Record) -> None:
+    """Raise UsageError where two runs differ in more than their seed: their mean would be nobody's."""
+    ours, theirs = (_training(one.about) for one in (first, record))
+    for key in ours.keys() & theirs.keys():
+        if ours[key] != theirs[key]:
+            raise UsageError(
+                "{place}: {key} is {theirs}, in {first} {ours}; runs examined together differ in their seed only",
+                place=record.place or record.about.run,
+                key=key,
+                theirs=theirs[key],
+                first=first.place or first.about.run,
+                ours=ours[key],
+            )
+
+
+def _training(about: About) -> dict[str, Any]:
+    """Return what a run was trained on and how, as far as it decides what is learned and is known."""
+    known = {"data_sha256": about.data_sha256, **(about.options or {})}
+    return {key: value for key, value in known.items() if key not in FREE and value is not None}
+
+
 def _read(path: Path) -> Record:
     place = shown_path(path)
     try:
@@ -180,6 +203,7 @@ def together(records: Sequence[Record]) -> tuple[Record, list[Record]]:
                     "{place}: {key} is {theirs}, that of the base's record {ours}; they can't be compared",
                     place=record.place or record.about.run, key=key, theirs=theirs, ours=ours,
                 )  # fmt: skip
+        _refuse_another_training(record, tuned[0])
     names = [record.about.run for record in tuned]
     for name in names:
         if names.count(name) > 1:

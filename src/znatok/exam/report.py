@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from znatok.eval.labels import NOTHING, interval, labels
+from znatok.eval.labels import labels
 from znatok.eval.records import visible
 from znatok.eval.report import data_uri
 from znatok.exam.proof import Proof
 from znatok.exam.scores import MEMORISED, Row
-from znatok.exam.text import LIKELIHOODS, claim_cells, runs_table, shown_measures
+from znatok.exam.text import LIKELIHOODS, arms_rows, claim_cells, runs_table, shown_measures
 
 SHOWN_EXTREMES = 10
 CRITERIA_MEASURES = ("accuracy", "specificity", "structure", "practical", "terminology")
@@ -96,21 +96,9 @@ def _template() -> Template:
 
 
 def _table(proof: Proof, split: str, measures: Sequence[str], language: str) -> _Table | None:
-    words = labels(language)
-    found = {(cell.arm, cell.measure): cell.value for cell in proof.cells if cell.split == split}
-    present = [name for name in measures if any(measure == name for _arm, measure in found)]
-    if not present:
-        return None
-    arms = dict.fromkeys(arm for arm, measure in found if measure in present)
-    rows = []
-    for arm in arms:
-        cells = [(words.get(f"arm.{arm}", arm), "")]
-        for name in present:
-            value = found.get((arm, name))
-            digits = 0 if name == "tokens" else 2
-            cells.append((interval(value, digits, language) if value else NOTHING, f"#{split}"))
-        rows.append(cells)
-    return _Table(split, [words["proof.arm"], *(words.get(f"measure.{name}", name) for name in present)], rows)
+    head, *rows = arms_rows(proof, split, language, measures)
+    linked = [[(cell, f"#{split}" if column > 1 else "") for column, cell in enumerate(row)] for row in rows]
+    return _Table(split, head, linked) if rows else None
 
 
 def _by_run(proof: Proof, language: str) -> list[list[str]]:

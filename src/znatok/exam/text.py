@@ -69,18 +69,22 @@ def rule_text(rule: str, language: str) -> str:
 
 def arms_table(proof: Proof, split: str, language: str, measures: Sequence[str] | None = None) -> str:
     """Return one split: a row for each arm, a column for each measure."""
-    words = labels(language)
-    measures = shown_measures(split) if measures is None else measures
-    found = {(cell.arm, cell.measure): cell for cell in proof.cells if cell.split == split}
-    arms = tuple(dict.fromkeys(cell.arm for cell in proof.cells if cell.split == split and cell.measure in measures))
-    present = [measure for measure in measures if any((arm, measure) in found for arm in arms)]
-    head = [words["proof.arm"], "n", *(words.get(f"measure.{name}", name) for name in present)]
-    lines = [head, [":--", *["--:"] * (len(head) - 1)]]
-    for arm in arms:
-        n = next(found[arm, name].value.n for name in present if (arm, name) in found)
-        cells = [_cell(found.get((arm, name)), language) for name in present]
-        lines.append([words.get(f"arm.{arm}", arm), str(n), *cells])
+    head, *rows = arms_rows(proof, split, language, shown_measures(split) if measures is None else measures)
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def arms_rows(proof: Proof, split: str, language: str, measures: Sequence[str]) -> list[list[str]]:
+    """Return one split's cells, the head first; what fewer of the questions can show says how many."""
+    words = labels(language)
+    found = {(cell.arm, cell.measure): cell for cell in proof.cells if cell.split == split and cell.measure in measures}
+    present = [measure for measure in measures if any(name == measure for _arm, name in found)]
+    rows = [[words["proof.arm"], "n", *(words.get(f"measure.{name}", name) for name in present)]]
+    for arm in dict.fromkeys(arm for arm, _measure in found):
+        n = max(cell.value.n for (name, _measure), cell in found.items() if name == arm)
+        cells = [_cell(found.get((arm, name)), language, n) for name in present]
+        rows.append([words.get(f"arm.{arm}", arm), str(n), *cells])
+    return rows
 
 
 def runs_table(proof: Proof, language: str) -> str:
@@ -94,10 +98,12 @@ def runs_table(proof: Proof, language: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(cell: Cell | None, language: str) -> str:
+def _cell(cell: Cell | None, language: str, n: int | None = None) -> str:
+    """Return a value with its interval, and its own n where it is not ``n``."""
     if cell is None:
         return NOTHING
-    return interval(cell.value, 0 if cell.measure == "tokens" else 2, language)
+    text = interval(cell.value, 0 if cell.measure == "tokens" else 2, language)
+    return text if n in {None, cell.value.n} else f"{text}, n {cell.value.n}"
 
 
 def markdown(proof: Proof, language: str) -> str:
