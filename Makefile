@@ -38,7 +38,7 @@ check: setup
 	$(BIN)/python tools/generate_docs.py --check
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 wheel: setup
 	$(BIN)/python tools/try_wheel.py

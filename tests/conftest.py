@@ -24,6 +24,14 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, prin
 hypothesis.settings.load_profile("ci")
 
 
+LONG = {"e2e", "invariant", "numeric"}  # folders of tests that start processes, train, or load real weights
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, in any order: so no process waits at the end for another one's last file."""
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
