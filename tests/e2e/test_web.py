@@ -278,7 +278,6 @@ def show_to_the_letter(page, folder, pictures):
     see(page, "chat-talk", ANSWERED)
     serving.write_run(folder / "runs" / RUN, 1, str(folder / "parrot"))
     tab(page, "Compare")
-    page.wait_for_timeout(6000)  # the lists of runs are renewed every 5 seconds
     choose(page, "compare-run", RUN)
     page.locator("#compare-blind input").uncheck()
     fill(page, "compare-question", ASKED)

@@ -7,6 +7,7 @@ import gradio as gr
 from znatok.web.chat_tab import chat_tab
 from znatok.web.compare_tab import CompareTab
 from znatok.web.data_tab import data_tab
+from znatok.web.forms import watching
 from znatok.web.report_tab import export_tab, report_tab
 from znatok.web.studio import Studio
 from znatok.web.train_tab import TrainTab
@@ -22,19 +23,20 @@ def build_page(studio: Studio) -> gr.Blocks:
     page = gr.Blocks(title="znatok", analytics_enabled=False)
     with page:
         gr.Markdown("# знаток")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             files = data_tab(studio)
             train = TrainTab(studio, files)
             lists = [CompareTab(studio).run, chat_tab(studio), report_tab(studio), export_tab(studio)]
 
         def renewed(*chosen: str | None) -> list[Any]:
-            """Offer the runs there are now; keep what is chosen, else take the newest."""
+            """Offer the runs there are now; what is chosen is not sent back: it may be another by now."""
             runs = studio.runs()
             newest = runs[0] if runs else None
-            return [gr.update(choices=runs, value=one if one in runs else newest) for one in chosen]
+            return [gr.update(choices=runs) if one in runs else gr.update(choices=runs, value=newest) for one in chosen]
 
         page.load(train.typed, train.form, train.line, show_progress="hidden")
         page.load(renewed, lists, lists, show_progress="hidden")
         page.load(lambda: gr.update(choices=studio.data_files()), None, files, show_progress="hidden")
-        gr.Timer(5.0).tick(renewed, lists, lists, show_progress="hidden")
+        tabs.select(renewed, lists, lists, show_progress="hidden", trigger_mode="multiple")
+        watching(5.0, renewed, lists, lists)
     return page
