@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import helpers
+import znatok.train.run  # here for the server of forks; a training then takes no imports  # noqa: F401
 from znatok.cli import main
-from znatok.train import run  # imported here for the server of forks; a training then takes no imports  # noqa: F401
+from znatok.files import read_json
 
 FORKS = multiprocessing.get_context("forkserver")
 CHANGES = {
@@ -102,6 +104,23 @@ class Trainings:
         begun = time.perf_counter()
         self.whole("timed")
         return time.perf_counter() - begun
+
+
+def finished_equally(trainings, name, straight):
+    """Go on with a run that was killed; hold what comes out against the straight one."""
+    run = trainings.room / name
+    trainings.whole(name, *(["--resume"] if (run / "run.toml").is_file() else []))
+    assert helpers.adapter_bytes(run) == helpers.adapter_bytes(straight)
+    assert helpers.losses(run) == helpers.losses(straight)
+    assert helpers.validations(run) == helpers.validations(straight)
+    assert helpers.status(run) == "finished"
+    assert read_json(run / "manifest.json")["result"]["best"] == read_json(straight / "manifest.json")["result"]["best"]
+    assert files(run) == files(straight), "what a killed process left behind stays there"
+
+
+def files(run):
+    """Return the names of all files in a run directory."""
+    return {path.relative_to(run).as_posix() for path in run.rglob("*")}
 
 
 def moments(seed: int, count: int, within: float) -> list[float]:
