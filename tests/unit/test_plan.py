@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ import torch
 import helpers
 import tiny
 from znatok.config import TrainOptions
+from znatok.fast.memory import BESIDE
 from znatok.train import plan
 from znatok.train.batches import LengthGroupedBatches
 from znatok.train.computation import Padded
-from znatok.train.plan import PROBE_TOKENS, Plan, count, probe
+from znatok.train.plan import ADAM_BYTES, PROBE_TOKENS, Plan, count, probe
 from znatok.train.prepare import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -113,6 +115,23 @@ def test_the_estimate_grows_with_the_work(ready, computation, monkeypatch):
     validated = probe(ready.plan, ready.train, ready.validation, ready.model, computation)
     text = sum(len(e.ids) for e in ready.validation) * ready.plan.epochs
     assert validated.seconds - one.seconds == pytest.approx(text / 3 * one.seconds / ready.plan.computed_tokens)
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_memory_is_that_of_a_pack_counted_twice(ready, computation, monkeypatch, given_back):
+    seen = iter([1_000_000_000, 1_400_000_000])
+    monkeypatch.setattr(plan, "give_back", lambda: given_back)
+    monkeypatch.setattr(plan, "peak_rss_bytes", lambda: 0 if given_back else 1_400_000_000)
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=next(seen)))
+    monkeypatch.setattr(plan, "psutil", SimpleNamespace(Process=lambda: process))
+    longest = max(ready.train, key=lambda e: len(e.ids))
+    made = probe(ready.plan, [longest], (), ready.model, computation)
+    assert made.peak_rss_bytes == 1_800_000_000 + ADAM_BYTES * made.trainable + BESIDE
+
+
+def test_a_peak_already_reached_is_no_less(ready, computation, monkeypatch):
+    monkeypatch.setattr(plan, "peak_rss_bytes", lambda: 1 << 50)
+    assert probe(ready.plan, ready.train, (), ready.model, computation).peak_rss_bytes >= 1 << 50
 
 
 def test_a_single_example_can_be_probed(ready, computation):

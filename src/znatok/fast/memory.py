@@ -49,12 +49,19 @@ class Holes:
         resident = resident_bytes()
         if self._fresh:
             self._need, self._fresh = max(self._need, resident - self._left), False
-        trim = _glibc("malloc_trim")
-        if trim is None or resident <= self._left + self._need + SLACK:
+        if resident <= self._left + self._need + SLACK or not give_back():
             return False
-        trim(0)
         self._left, self._fresh = resident_bytes(), True
         return True
+
+
+def give_back() -> bool:
+    """Give what is free back to the system; return whether the C library can."""
+    trim = _glibc("malloc_trim")
+    if trim is None:
+        return False
+    trim(0)
+    return True
 
 
 def resident_bytes() -> int:

@@ -16,7 +16,7 @@ import torch
 
 from znatok.config import TrainOptions
 from znatok.errors import _
-from znatok.fast.memory import BESIDE
+from znatok.fast.memory import BESIDE, give_back
 from znatok.logs import peak_rss_bytes
 from znatok.model.score import head_weight
 from znatok.tokens.collate import Collator, ExampleSet
@@ -132,6 +132,7 @@ def probe(
     few = _few(train)
     where = head_weight(model).device
     batch = {k: v.to(where) for k, v in Collator(pad_id=0)([ExampleSet(few)[i] for i in range(len(few))]).items()}
+    given_back = give_back()  # or what was freed before hides what the probe needs
     before, was_training = psutil.Process().memory_info().rss, model.training
     forward_seconds, step_seconds = 0.0, 0.0
     with torch.random.fork_rng(devices=[]):
@@ -140,16 +141,17 @@ def probe(
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     gc.collect()
-    grown = max(
-        peak_rss_bytes() - before, 0
-    )  # at the probe's peak, unless loading took more: then too much, never less
-    computed = computation.rows(few)
     largest = max(computation.largest(longest(train, plan)), computation.largest(few))
+    # The allocator keeps what was freed, so that the probe's peak is still to be seen.
+    reached = psutil.Process().memory_info().rss if given_back else peak_rss_bytes()
+    grown = max(reached - before, 0) * largest / computation.largest(few)
+    computed = computation.rows(few)
     validated = sum(len(e.ids) for e in validation) * max(1, math.ceil(plan.epochs))
     return replace(
         plan,
         seconds=(plan.computed_tokens * step_seconds + validated * forward_seconds) / computed / plan.processes,
-        peak_rss_bytes=int(before + grown * largest / computation.largest(few) + ADAM_BYTES * plan.trainable + BESIDE),
+        # Between two packs holes may take as much as a pack does (fast.memory.Holes), so it counts twice.
+        peak_rss_bytes=max(peak_rss_bytes(), int(before + 2 * grown + ADAM_BYTES * plan.trainable + BESIDE)),
         probe_tokens_per_second=round(computed / step_seconds, 2),
     )
 
