@@ -1,7 +1,7 @@
 # make setup   a virtual environment in .venv with everything the project needs
 # make demo    train on data.jsonl and compare, on the catalogue's 1.5B model
 # make bench   speed and memory beside the stock recipe, TRL, transformers and bare llama.cpp (half an hour, idle machine)
-# make test    lint, types, import contracts, tests: what CI runs
+# make test    lint, types, import contracts, tests (a quarter of an hour); CI does that
 # make wheel   build the wheel and test it without the source: CI does that too
 # make trust   kill, fuzz and load it: what takes minutes, CI does that too (SOAK=600 seconds of load, FUZZ=30 a reader)
 # make lock    pin every package by its hashes in locks/; make sbom writes the bill of materials of what a user installs
