@@ -229,7 +229,7 @@ def train(page, folder, pictures):
     see(page, "train-state", RUN.partition("'")[0])  # what follows is quoted as a shell wants it
     fill(page, "option-output_dir", "runs/mine")
     page.locator("#train-start").click()
-    page.wait_for_function("document.querySelector('#train-state').innerText.includes('znatok train')")
+    see(page, "train-state", "--output_dir runs/mine")  # it has begun
     page.reload()  # what was begun goes on and is found again
     tab(page, "Train")
     wait_for(page, "train-log", "done: runs/mine")
