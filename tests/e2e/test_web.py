@@ -331,8 +331,17 @@ def ask(page, voice, run=None):
     page.locator("#chat-send").click()
 
 
+@pytest.fixture
+def second(folder):
+    """A run that is gone when the test is over: others expect to find their own chosen."""
+    run = folder / "runs" / "second"
+    serving.write_run(run, 2, str(folder / "base"))
+    yield
+    shutil.rmtree(run)
+
+
+@pytest.mark.usefixtures("second")
 def test_tabs_reloads_the_back_button_and_a_lost_connection_leave_the_page_in_order(page, web, folder):
-    serving.write_run(folder / "runs" / "second", 2, str(folder / "base"))
     other = opened(page.context, web)
     ask(page, folder / "parrot")
     ask(other, "tuned", "second")  # another model: neither takes away what the other is answered by

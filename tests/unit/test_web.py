@@ -496,14 +496,6 @@ def test_the_page_is_built_for_an_empty_folder(tmp_path):
     assert labels == {"Data", "Train", "Compare", "Chat", "Report", "Export"}
 
 
-def test_a_look_whose_answer_was_lost_is_not_the_last(tmp_path):
-    page = build_page(Studio(tmp_path))
-    timers = {one for one, block in page.blocks.items() if isinstance(block, gr.Timer)}
-    looks = [call for call in page.get_config_file()["dependencies"] if timers & {one for one, _ in call["targets"]}]
-    assert len(looks) == len(timers) == 4
-    assert {call["trigger_mode"] for call in looks} == {"multiple"}
-
-
 def test_only_tabs_stand_among_the_tabs(tmp_path):  # anything else there leaves the page without its tabs
     page = build_page(Studio(tmp_path))
     (tabs,) = [block for block in page.blocks.values() if isinstance(block, gr.Tabs)]

@@ -12,7 +12,7 @@ import gradio as gr
 from znatok.config import SampleOptions
 from znatok.errors import UsageError, _
 from znatok.runs import Run
-from znatok.web.forms import changing, watching
+from znatok.web.forms import changing
 from znatok.web.studio import Studio, told
 from znatok.web.talk import Question
 
@@ -78,7 +78,7 @@ class CompareTab:
             label=_("answers side by side"), columns=1, height=640, object_fit="contain", elem_id="compare-table"
         )
         begin.click(told(self.begun), [self.run, file, kept], log)
-        watching(SECONDS, self.look, None, [log, table])
+        gr.Timer(SECONDS).tick(self.look, None, [log, table], show_progress="hidden")
 
     def both(
         self, name: str, question: str, blind: bool, *drawn: float

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -49,14 +49,6 @@ def changing(choices: Sequence[str | tuple[str, str]], **options: Any) -> Any:
     """Return a list whose entries come and go while the page is open; whatever it names is checked when it is used."""
     value = options.pop("value", choices[0] if choices else None)
     return gr.Dropdown(list(choices), value=value, allow_custom_value=True, **options)
-
-
-def watching(seconds: float, look: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-    """Look again every few seconds while the page is open; called inside a tab or outside all of them.
-
-    The look before may not have come back: one whose answer was lost with a connection must not be the last.
-    """
-    gr.Timer(seconds).tick(look, inputs, outputs, show_progress="hidden", trigger_mode="multiple")
 
 
 def words(fields: Sequence[Spec], values: Sequence[Any], recipe: str) -> list[str]:

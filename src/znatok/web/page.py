@@ -7,7 +7,6 @@ import gradio as gr
 from znatok.web.chat_tab import chat_tab
 from znatok.web.compare_tab import CompareTab
 from znatok.web.data_tab import data_tab
-from znatok.web.forms import watching
 from znatok.web.report_tab import export_tab, report_tab
 from znatok.web.studio import Studio
 from znatok.web.train_tab import TrainTab
@@ -37,6 +36,6 @@ def build_page(studio: Studio) -> gr.Blocks:
         page.load(train.typed, train.form, train.line, show_progress="hidden")
         page.load(renewed, lists, lists, show_progress="hidden")
         page.load(lambda: gr.update(choices=studio.data_files()), None, files, show_progress="hidden")
-        tabs.select(renewed, lists, lists, show_progress="hidden", trigger_mode="multiple")
-        watching(5.0, renewed, lists, lists)
+        tabs.select(renewed, lists, lists, show_progress="hidden")
+        gr.Timer(5.0).tick(renewed, lists, lists, show_progress="hidden")
     return page

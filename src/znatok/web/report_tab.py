@@ -8,7 +8,7 @@ import gradio as gr
 from znatok.config import ExportOptions
 from znatok.errors import UsageError, _, own_language
 from znatok.runs import Run
-from znatok.web.forms import changing, component, specs, watching, words
+from znatok.web.forms import changing, component, specs, words
 from znatok.web.studio import Studio, told
 
 EXPORT = specs(ExportOptions, without=("export_dir", "model_name"))
@@ -55,11 +55,6 @@ def framed(page: str) -> str:
 
 def export_tab(studio: Studio) -> Any:
     """Build the tab of exports; return its list of runs, which others renew."""
-
-    def looked() -> str:
-        job = studio.jobs.get("export")
-        return job.said() if job is not None else ""
-
     with gr.Tab(_("Export"), id="export"):
         run = changing(studio.runs(), label=_("run"), elem_id="export-run")
         inputs = [component(spec, spec.default) for spec in EXPORT]
@@ -67,13 +62,18 @@ def export_tab(studio: Studio) -> Any:
             begin = gr.Button(_("Export"), variant="primary", elem_id="export-begin")
             stop = gr.Button(_("Stop"), variant="stop", elem_id="export-stop")
         log = gr.Textbox(label=_("what it says"), lines=10, interactive=False, elem_id="export-log")
-        watching(2.0, looked, None, log)
+        timer = gr.Timer(2.0)
 
     def begun(name: str, *values: Any) -> str:
         chosen = studio.run(name)
         where = str(chosen.path.relative_to(studio.folder))
         return studio.jobs.start("export", ["export", where, *words(EXPORT, values, "seed")]).command
 
+    def looked() -> str:
+        job = studio.jobs.get("export")
+        return job.said() if job is not None else ""
+
     begin.click(told(begun), [run, *inputs], log)
     stop.click(lambda: studio.jobs.stop("export"), None, None)
+    timer.tick(looked, None, log, show_progress="hidden")
     return run

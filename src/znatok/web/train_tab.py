@@ -11,7 +11,7 @@ from znatok.config import EXPERT_DATA, DataOptions, LoraOptions, ModelOptions, T
 from znatok.errors import UsageError, _
 from znatok.files import read_jsonl
 from znatok.runs import Run
-from znatok.web.forms import Spec, by_recipe, command, component, default, specs, to_the_letter, watching, words
+from znatok.web.forms import Spec, by_recipe, command, component, default, specs, to_the_letter, words
 from znatok.web.jobs import Job
 from znatok.web.studio import Studio, told
 
@@ -72,7 +72,7 @@ class TrainTab:
                 ),
                 gr.Textbox(label=_("what it says"), lines=8, max_lines=20, interactive=False, elem_id="train-log"),
             ]
-            watching(SECONDS, self.look, None, seen)
+            timer = gr.Timer(SECONDS)
         self.form = form = [self._recipe, *(inputs[spec.name] for spec in FIELDS)]
         for one in form:
             one.change(self.typed, form, self.line, show_progress="hidden")
@@ -82,6 +82,7 @@ class TrainTab:
         start.click(told(self.begun), form, seen)
         resume.click(told(self.gone_on), form, seen)
         stop.click(told(self.stopped), None, seen)
+        timer.tick(self.look, None, seen, show_progress="hidden")
 
     def typed(self, recipe: str, *values: Any) -> str:
         """Return the command line."""
