@@ -500,3 +500,13 @@ def test_only_tabs_stand_among_the_tabs(tmp_path):  # anything else there leaves
     page = build_page(Studio(tmp_path))
     (tabs,) = [block for block in page.blocks.values() if isinstance(block, gr.Tabs)]
     assert {type(child) for child in tabs.children} == {gr.Tab}
+
+
+def test_renewed_lists_leave_alone_what_is_chosen_and_offer_the_newest_to_the_rest(tmp_path):
+    serving.write_run(tmp_path / "runs" / "mine", 1, "base")
+    page = build_page(Studio(tmp_path))
+    renewed = next(one.fn for one in page.fns.values() if one.name == "renewed")
+    kept, empty, gone = renewed("mine", None, "gone")
+    assert "value" not in kept
+    assert kept["choices"] == ["mine"]
+    assert [empty["value"], gone["value"]] == ["mine", "mine"]

@@ -28,7 +28,10 @@ def build_page(studio: Studio) -> gr.Blocks:
             lists = [CompareTab(studio).run, chat_tab(studio), report_tab(studio), export_tab(studio)]
 
         def renewed(*chosen: str | None) -> list[Any]:
-            """Offer the runs there are now; what is chosen is not sent back: it may be another by now."""
+            """Offer the runs there are now, and the newest to whoever has chosen none of them.
+
+            What is chosen is not sent back: it may be another by now.
+            """
             runs = studio.runs()
             newest = runs[0] if runs else None
             return [gr.update(choices=runs) if one in runs else gr.update(choices=runs, value=newest) for one in chosen]
