@@ -174,14 +174,19 @@ def hub(monkeypatch, tmp_path):
     listener.close()
 
 
+def refusal(status):
+    """Return a whole answer of that status, after which the client must not ask again over the same connection."""
+    return f"HTTP/1.1 {status} No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         (None, "Connection refused"),
         (lambda connection: time.sleep(0.6), "timed out"),
         (lambda connection: None, "disconnected|reset"),
-        (lambda connection: connection.sendall(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"), "503"),
-        (lambda connection: connection.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"), "404"),
+        (lambda connection: connection.sendall(refusal(503)), "503"),
+        (lambda connection: connection.sendall(refusal(404)), "404"),
     ],
     ids=["refused", "silent", "hangs up", "broken", "unknown"],
 )
