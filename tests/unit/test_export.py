@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import helpers
 import llama_files
+import serving
 import tiny
 from znatok.cli import main
 from znatok.config import ExportOptions, ModelOptions
 from znatok.errors import GateError, ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
+from znatok.export import api, merged_gguf, ollama, parity
 from znatok.export import export as module
-from znatok.export import merged_gguf, ollama, parity
 from znatok.export.export import export
 from znatok.export.formats import as_stored
 from znatok.export.merge import merged_tensors
@@ -32,6 +33,7 @@ from znatok.export.ollama import modelfile, rendered
 from znatok.model.gguf import load_gguf
 from znatok.model.gguf_header import read_header
 from znatok.runs import Run
+from znatok.serve import roster
 from znatok.tokens.chat import ChatFormat, Message, Role, choose_format
 
 pytestmark = [
@@ -84,8 +86,14 @@ def test_every_form_answers_like_the_adapter(based, tmp_path, to):
     assert made.parity.drift is None or made.parity.drift < 0.02  # llama.cpp tells none for a part of a character
     assert made.parity.tokens > 20
     assert made.parity.template is (None if to == "lora-gguf" else True)
+    assert made.served is not None
+    assert made.served.passed
+    assert made.served.template is True
+    assert made.served.largest_lead < 0.1
+    assert made.served.tokens > 20
     stored = json.loads((tmp_path / to / "parity.json").read_text(encoding="utf-8"))
     assert stored["largest_lead"] == made.parity.largest_lead
+    assert stored["served"]["engine"] == made.served.engine
     assert str(tmp_path / to) in made.hint
     assert not list(tmp_path.glob(".*"))
 
@@ -174,6 +182,76 @@ def test_what_answers_otherwise_is_refused(based, tmp_path, monkeypatch, spoil, 
         exported(base, adapter, target, to, quant="f16", merged_dtype="float32")
     assert not target.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def spoilt_once_served(monkeypatch, spoil):
+    whole = roster._InTorch.put_on
+
+    def put_on(self, run):
+        whole(self, run)
+        spoil(self._model)
+
+    monkeypatch.setattr(roster._InTorch, "put_on", put_on)
+
+
+def served_scale(monkeypatch):
+    def double(model):
+        for layer in model.modules():
+            if isinstance(layer, Linear):
+                layer.scaling["default"] *= 2
+
+    spoilt_once_served(monkeypatch, double)
+
+
+def served_weight(monkeypatch):
+    def turn(model):
+        with torch.no_grad():
+            model.get_submodule("model.model.layers.1.self_attn.v_proj.lora_B.default").weight.neg_()
+
+    spoilt_once_served(monkeypatch, turn)
+
+
+def served_template(monkeypatch):
+    monkeypatch.setattr(roster, "_chat_of", lambda run: {"system": "Отвечай по-английски."} if run else {})
+
+
+@pytest.fixture
+def outspoken(tmp_path, monkeypatch):
+    """Return a run whose adapter says something else than its base, and is sure of it; it is served in float32."""
+    _base, runs = serving.write_world(tmp_path / "world", names=("printing",))
+    monkeypatch.setattr(roster, "best_for_many", lambda options, _engine: (replace(options, dtype="float32"), "torch"))
+    return Run(runs / "printing")
+
+
+def test_a_server_that_answers_alike_lets_an_export_be(outspoken, tmp_path):
+    made = export(outspoken, ExportOptions(to="merged", merged_dtype="float32", export_dir=str(tmp_path / "x")))
+    assert made.served is not None
+    for found in (made.parity, made.served):  # tokens that nobody may say often lead the others here
+        assert (found.identical, found.largest_lead, found.template) == (4, 0, True)
+
+
+@pytest.mark.parametrize("spoil", [served_scale, served_weight, served_template])
+def test_a_server_that_answers_otherwise_stops_an_export(outspoken, tmp_path, monkeypatch, spoil):
+    spoil(monkeypatch)
+    with pytest.raises(GateError, match=r"^znatok serve: (it answers otherwise|its chat template)") as caught:
+        export(outspoken, ExportOptions(to="merged", merged_dtype="float32", export_dir=str(tmp_path / "x")))
+    assert "nothing was kept" in str(caught.value)
+    assert not (tmp_path / "x").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_server_that_refuses_a_question_is_heard(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "questions_of", lambda _run: ["Что?", " "])
+    with pytest.raises(GateError, match=r"znatok serve: it refuses a question: messages: the last one is empty"):
+        export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
+
+
+def test_without_a_server_the_export_alone_is_asked(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "installed", lambda: False)
+    made = export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
+    assert made.parity is not None
+    assert made.served is None
+    assert "pip install 'znatok[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

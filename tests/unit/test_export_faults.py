@@ -178,7 +178,7 @@ def test_rows_without_a_token_are_named_and_marked_as_unused(tiny_dir, tmp_path)
 def test_the_gate_advises_what_this_form_has(to, remedy):
     found = parity.Parity("torch", 8, 7, 256, 250, largest_lead=9.0, drift=0.3, template=True)
     with pytest.raises(GateError, match=f"; take [a ]*(finer )?{remedy}") as caught:
-        found.refuse_failed(to)
+        found.refuse_failed(f"--to {to}", module.REMEDIES[to]())
     assert ("--quant" in str(caught.value)) is (remedy == "--quant")
 
 

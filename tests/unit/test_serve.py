@@ -16,7 +16,7 @@ from serving import SHORT, asked, open_service, raw, served, wait_until, write_r
 from znatok.config import ModelOptions, SampleOptions
 from znatok.errors import ModelError, UsageError
 from znatok.expert import Voice, open_expert
-from znatok.generate.engine import Request
+from znatok.generate.engine import Request, Stop
 from znatok.generate.torch_engine import Together
 from znatok.retrieve import Knowledge, Passage
 from znatok.runs import Run
@@ -128,6 +128,47 @@ def test_a_stream_says_the_same_in_pieces(client):
     }
     assert chunks[-1].usage == whole.usage
     assert all(chunk.usage is None for chunk in spoken)
+
+
+TOLD = {"extra_body": {"return_token_ids": True}}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_tokens_are_told_to_whom_asks_for_them(client, service, n):
+    """They are those of the text, whole and streamed alike."""
+    order = {"seed": 7, "temperature": 1.0, "max_tokens": 40, "n": n}
+    whole = ask(client, **order, **TOLD)
+    chunks = list(ask(client, **order, **TOLD, stream=True))
+    printing = service.roster.models["printing"]
+    asked_for = Request(tuple(dialogue(QUESTION[0]["content"], printing.system)), SHORT, 0)
+    assert whole.prompt_token_ids == chunks[0].prompt_token_ids == printing.engine.prompt_ids(asked_for)
+    assert sum(hasattr(chunk, "prompt_token_ids") for chunk in chunks) == 1
+    assert sum(len(choice.token_ids) for choice in whole.choices) == whole.usage.completion_tokens
+    for choice in whole.choices:
+        parts = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == choice.index]
+        assert [token for part in parts for token in part.token_ids] == choice.token_ids
+        speech = printing.engine.speech()
+        pieces = [speech.take(token, None) for token in choice.token_ids[:-1]]
+        pieces.append(
+            speech.take(choice.token_ids[-1], {"length": Stop.LENGTH, "stop": Stop.END}[choice.finish_reason])
+        )
+        assert "".join(pieces) == choice.message.content
+
+
+def test_tokens_up_to_a_stop_string_are_all_that_were_said(client):
+    whole = ask(client, **TOLD)
+    cut = ask(client, stop=text(whole)[4], **TOLD)
+    assert text(cut) == text(whole)[:4]
+    said = cut.choices[0].token_ids
+    assert said == whole.choices[0].token_ids[: len(said)]
+    assert 0 < len(said) == cut.usage.completion_tokens < 12
+
+
+def test_tokens_are_told_to_nobody_else(client):
+    reply = ask(client)
+    assert not hasattr(reply, "prompt_token_ids")
+    assert not hasattr(reply.choices[0], "token_ids")
+    assert all(not hasattr(chunk.choices[0], "token_ids") for chunk in ask(client, stream=True))
 
 
 def test_a_stream_ends_with_done_and_tells_no_usage_unasked(url):

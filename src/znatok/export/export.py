@@ -15,14 +15,25 @@ from typing import Any
 from safetensors import SafetensorError
 
 from znatok.config import ExportOptions, ModelOptions
-from znatok.errors import DataError, ModelError, SystemFault, UsageError
+from znatok.errors import DataError, ModelError, SystemFault, UsageError, _
 from znatok.expert import Expert, open_expert
-from znatok.export import parity
+from znatok.export import api
 from znatok.export.card import push, refuse_no_name, write_publishable
 from znatok.export.merge import save_merged
 from znatok.export.merged_gguf import file_bytes, write_gguf
 from znatok.export.ollama import modelfile
-from znatok.export.parity import ADAPTER, MODEL, MODELFILE
+from znatok.export.parity import (
+    ADAPTER,
+    FINE,
+    LIMITS,
+    MODEL,
+    MODELFILE,
+    Limits,
+    Parity,
+    Reference,
+    opened,
+    questions_of,
+)  # fmt: skip
 from znatok.files import read_json, write_json, write_text
 from znatok.logs import say
 from znatok.model.adapters import read_adapter_config
@@ -37,15 +48,24 @@ SPARE = 1.05  # of the bytes that are needed: a full disk is a bad neighbour
 
 @dataclass(frozen=True)
 class Exported:
-    """What was made: where, how it answers beside the adapter (None if nobody asked), and what to do with it next."""
+    """What was made.
+
+    Attributes:
+        path: where it is.
+        hint: what to do with it next.
+        parity: how it answers beside the adapter; None if nobody asked.
+        served: how ``znatok serve`` answers beside the adapter; None if nobody asked, or no server is installed.
+    """
 
     path: Path
-    parity: parity.Parity | None
     hint: str
+    parity: Parity | None = None
+    served: Parity | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {"path": str(self.path), "parity": asdict(self.parity) if self.parity else None, "next": self.hint}
+        parity, served = (one and asdict(one) for one in (self.parity, self.served))
+        return {"path": str(self.path), "parity": parity, "served": served, "next": self.hint}
 
 
 def export(run: Run, options: ExportOptions) -> Exported:
@@ -68,14 +88,30 @@ def export(run: Run, options: ExportOptions) -> Exported:
         refuse_full(target, needed(expert, options))
         with made_whole(target) as folder:
             MAKERS[options.to](expert, options, folder)
-            found = None
-            if options.check:
-                found = parity.compare(expert, parity.questions_of(run), folder, options.to, limits_of(options))
-                write_json(folder / CHECKED, asdict(found))
-                for line in found.lines():
-                    say(line)
-                found.refuse_failed(options.to)
-    return Exported(target, found, hint_of(options.to, run, target))
+            parity, served = checked(expert, options, folder) if options.check else (None, None)
+            if parity is not None:
+                write_json(folder / CHECKED, {**asdict(parity), "served": served and asdict(served)})
+    return Exported(target, hint_of(options.to, run, target), parity, served)
+
+
+def checked(expert: Expert, options: ExportOptions, folder: Path) -> tuple[Parity, Parity | None]:
+    """Return how an export, and a server of the run, answer beside the adapter; None where no server is installed.
+
+    Raises:
+        GateError: one of them answers otherwise.
+    """
+    assert expert.run is not None
+    reference = Reference(expert, questions_of(expert.run))
+    made = reference.beside(opened(expert, folder, options.to), limits_of(options))
+    say(made.line())
+    made.refuse_failed(f"--to {options.to}", REMEDIES[options.to]())
+    if not api.installed():
+        say(_("znatok serve was not asked: it needs pip install 'znatok[serve]'"))
+        return made, None
+    served = reference.beside(api.opened(expert))
+    say(served.line())
+    served.refuse_failed("znatok serve", _("serve it with --dtype float32, and export with --check false"))
+    return made, served
 
 
 def _published(run: Run, options: ExportOptions, target: Path) -> Exported:
@@ -89,8 +125,8 @@ def _published(run: Run, options: ExportOptions, target: Path) -> Exported:
         with made_whole(target) as folder:
             write_publishable(run, folder)
     if options.to == "card":
-        return Exported(target, None, hint_of("card", run, target))
-    return Exported(target, None, push(target, options.hub_name, public=options.public))
+        return Exported(target, hint_of("card", run, target))
+    return Exported(target, push(target, options.hub_name, public=options.public))
 
 
 def _merged(expert: Expert, options: ExportOptions, folder: Path) -> None:
@@ -117,6 +153,12 @@ MAKERS: dict[str, Callable[[Expert, ExportOptions, Path], None]] = {
     "lora-gguf": _lora_gguf,
     "ollama": _ollama,
 }
+REMEDIES: dict[str, Callable[[], str]] = {  # what may bring an export nearer to its adapter
+    "merged": lambda: _("take --merged_dtype float32"),
+    "gguf": lambda: _("take a finer --quant"),
+    "lora-gguf": lambda: _("take --to gguf, which needs no adapter beside it"),
+    "ollama": lambda: _("take a finer --quant"),
+}
 HINTS = {
     "merged": "vllm serve {folder}",
     "gguf": "llama-server -m {model}",
@@ -139,9 +181,9 @@ def hint_of(to: str, run: Run, target: Path) -> str:
     return HINTS[to].format(**{key: shlex.quote(str(word)) for key, word in words.items()})
 
 
-def limits_of(options: ExportOptions) -> parity.Limits:
+def limits_of(options: ExportOptions) -> Limits:
     """Return how far an export may be from its adapter: a file of four bits a little further."""
-    return parity.LIMITS.get(options.quant, parity.FINE) if options.to in {"gguf", "ollama"} else parity.FINE
+    return LIMITS.get(options.quant, FINE) if options.to in {"gguf", "ollama"} else FINE
 
 
 def refuse_more_than_lora(run: Run) -> None:

@@ -10,8 +10,9 @@ probabilities a little, which the limits allow, and nothing else.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -83,8 +84,8 @@ class Parity:
         tokens: compared.
         agreeing: those that are the adapter's best.
         largest_lead: in logits, by which the adapter's best token leads the one that was said.
-        drift: mean difference of the log probabilities of what was said, in nats; None where the export told none.
-        template: whether the export's own templates give the ids that were trained; None where it has none.
+        drift: mean difference of the log probabilities of what was said, in nats; None where none were told.
+        template: whether its own templates give the ids that were trained; None where it has none.
         limits: within which it passes.
     """
 
@@ -104,42 +105,35 @@ class Parity:
         near = self.largest_lead <= self.limits.lead and (self.drift is None or self.drift <= self.limits.drift)
         return self.template is not False and near
 
-    def lines(self) -> list[str]:
+    def line(self) -> str:
         """Return it for people."""
-        return [
-            _(
-                "answers like the adapter: {identical} of {questions} word for word, {agreeing} of {tokens} tokens;"
-                " largest lead {lead:.3f} logits (limit {lead_limit}), log probabilities off by {drift} (limit"
-                " {drift_limit}), computed by {engine}",
-                identical=self.identical, questions=self.questions, agreeing=self.agreeing, tokens=self.tokens,
-                lead=self.largest_lead, lead_limit=self.limits.lead, drift=self.drift, drift_limit=self.limits.drift,
-                engine=self.engine,
-            )
-        ]  # fmt: skip
+        return _(
+            "answers like the adapter: {identical} of {questions} word for word, {agreeing} of {tokens} tokens;"
+            " largest lead {lead:.3f} logits (limit {lead_limit}), {drift}, computed by {engine}",
+            identical=self.identical, questions=self.questions, agreeing=self.agreeing, tokens=self.tokens,
+            lead=self.largest_lead, lead_limit=self.limits.lead, engine=self.engine,
+            drift=self._drift(),
+        )  # fmt: skip
 
-    def refuse_failed(self, to: str) -> None:
-        """Raise GateError for an export that answers otherwise."""
+    def _drift(self) -> str:
+        if self.drift is None:
+            return _("no log probabilities told")
+        return _("log probabilities off by {drift} (limit {limit})", drift=self.drift, limit=self.limits.drift)
+
+    def refuse_failed(self, what: str, remedy: str) -> None:
+        """Raise GateError where ``what`` answers otherwise, with what may bring it nearer to its adapter."""
         if self.template is False:
             raise GateError(
-                "--to {to}: its chat template gives other tokens than training did, so it would answer otherwise;"
+                "{what}: its chat template gives other tokens than training did, so it would answer otherwise;"
                 " nothing was kept",
-                to=to,
+                what=what,
             )
         if not self.passed:
             raise GateError(
-                "--to {to}: it answers otherwise than the adapter: a token it says trails by {lead:.2f} logits (at most"
-                " {lead_limit}), log probabilities are off by {drift} (at most {drift_limit}); nothing was kept;"
-                " {remedy}",
-                to=to, remedy=remedy(to), lead=self.largest_lead, lead_limit=self.limits.lead, drift=self.drift,
-                drift_limit=self.limits.drift,
+                "{what}: it answers otherwise than the adapter: a token it says trails by {lead:.2f} logits (limit"
+                " {lead_limit}), {drift}; nothing was kept; {remedy}",
+                what=what, remedy=remedy, lead=self.largest_lead, lead_limit=self.limits.lead, drift=self._drift(),
             )  # fmt: skip
-
-
-def remedy(to: str) -> str:
-    """Return what may bring an export nearer to its adapter."""
-    if to == "merged":
-        return _("take --merged_dtype float32")
-    return _("take --to gguf, which needs no adapter beside it") if to == "lora-gguf" else _("take a finer --quant")
 
 
 class Heard(NamedTuple):
@@ -167,43 +161,54 @@ def questions_of(run: Run) -> list[str]:
     return list(NEUTRAL)
 
 
-def compare(expert: Expert, questions: Sequence[str], folder: Path, to: str, limits: Limits = FINE) -> Parity:
-    """Ask an export and the adapter the same, and have the adapter read what the export said.
+class Reference:
+    """Base and adapter in float32, beside which every form of them is asked the same questions."""
 
-    Args:
-        expert: base and adapter in float32.
-        questions: what is asked.
-        folder: of the export, which is opened by its own files alone.
-        to: what kind of export it is.
-        limits: how far its answers may be from the adapter's.
-    """
-    sample = SampleOptions(temperature=0.0, max_new_tokens=TOKENS)
-    requests = [Request(tuple(dialogue(text, expert.system)), sample, 0) for text in questions]
-    with opened(expert, folder, to) as export:
-        heard = export.hear(requests)
-        template = same_ids(expert, export.renders) if export.renders else None
-    prompts = [expert.chat.prompt_ids(request.messages) for request in requests]
-    with expert.weights(Voice.TUNED) as model:
-        said = _spoken(TorchEngine(model, expert.chat), requests)
-        read = [reading(model, ids, answer.tokens) for ids, answer in zip(prompts, heard, strict=True)]
-    leads = [lead for one in read for lead in one.leads]
-    drifts = [
-        abs(ours - theirs)
-        for one, answer in zip(read, heard, strict=True)
-        for ours, theirs in zip(one.logprobs, answer.logprobs, strict=True)
-        if math.isfinite(theirs)
-    ]
-    return Parity(
-        engine=export.engine,
-        questions=len(heard),
-        identical=sum(ours == answer.tokens for ours, answer in zip(said, heard, strict=True)),
-        tokens=len(leads),
-        agreeing=sum(lead == 0 for lead in leads),
-        largest_lead=round(max(leads), 4),
-        drift=round(fmean(drifts), 5) if drifts else None,
-        template=template,
-        limits=limits,
-    )
+    def __init__(self, expert: Expert, questions: Sequence[str]) -> None:
+        """Take the questions; the expert answers them when the first comparison is made."""
+        sample = SampleOptions(temperature=0.0, max_new_tokens=TOKENS)
+        self._expert = expert
+        self._requests = [Request(tuple(dialogue(text, expert.system)), sample, 0) for text in questions]
+
+    def beside(self, opening: AbstractContextManager[Export], limits: Limits = FINE) -> Parity:
+        """Ask a form of the adapter, and have the adapter read what it said.
+
+        Args:
+            opening: lends it.
+            limits: how far its answers may be from the adapter's.
+        """
+        with opening as export:
+            heard = export.hear(self._requests)
+            template = same_ids(self._expert, export.renders) if export.renders else None
+        chat = self._expert.chat
+        prompts = [chat.prompt_ids(request.messages) for request in self._requests]
+        may = sorted(sayable(chat))
+        with self._expert.weights(Voice.TUNED) as model:
+            read = [reading(model, ids, answer.tokens, may) for ids, answer in zip(prompts, heard, strict=True)]
+        leads = [lead for one in read for lead in one.leads]
+        drifts = [
+            abs(ours - theirs)
+            for one, answer in zip(read, heard, strict=True)
+            for ours, theirs in zip(one.logprobs, answer.logprobs, strict=True)
+            if math.isfinite(theirs)
+        ]
+        return Parity(
+            engine=export.engine,
+            questions=len(heard),
+            identical=sum(ours == answer.tokens for ours, answer in zip(self._said, heard, strict=True)),
+            tokens=len(leads),
+            agreeing=sum(lead == 0 for lead in leads),
+            largest_lead=round(max(leads), 4),
+            drift=round(fmean(drifts), 5) if drifts else None,
+            template=template,
+            limits=limits,
+        )
+
+    @cached_property
+    def _said(self) -> list[tuple[int, ...]]:
+        """The adapter's own answers."""
+        with self._expert.weights(Voice.TUNED) as model:
+            return _spoken(TorchEngine(model, self._expert.chat), self._requests)
 
 
 class Reading(NamedTuple):
@@ -214,14 +219,22 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def reading(model: Any, ids: Sequence[int], said: Sequence[int]) -> Reading:
-    """Have a model read tokens that were said after a prompt."""
+def reading(model: Any, ids: Sequence[int], said: Sequence[int], may: Sequence[int]) -> Reading:
+    """Have a model read tokens that were said after a prompt.
+
+    Args:
+        model: what reads.
+        ids: the prompt.
+        said: what followed it.
+        may: the tokens that engines ever say; its best is among them.
+    """
     whole = torch.tensor([[*ids, *said[:-1]]])
     hidden_BTD = hidden_states(model, whole, torch.ones_like(whole))
     weight = head_weight(model)
     logits_TV = (hidden_BTD[0, len(ids) - 1 :].to(weight.dtype) @ weight.T).float()
     chosen_T = logits_TV[torch.arange(len(said)), torch.tensor(said)]
-    return Reading((logits_TV.max(1).values - chosen_T).tolist(), (chosen_T - logits_TV.logsumexp(1)).tolist())
+    best_T = logits_TV[:, may].max(1).values
+    return Reading((best_T - chosen_T).tolist(), (chosen_T - logits_TV.logsumexp(1)).tolist())
 
 
 def _spoken(engine: TokenEngine, requests: Sequence[Request]) -> list[tuple[int, ...]]:
@@ -263,10 +276,12 @@ def _in_torch(expert: Expert, model: Any, tokenizer: Any, renders: list[Render])
     engine = TorchEngine(model, ChatFormat(expert.chat.name, "", tokenizer, expert.chat.end_id))
 
     def hear(requests: Sequence[Request]) -> list[Heard]:
+        may = sorted(sayable(expert.chat))
         prompts = [expert.chat.prompt_ids(request.messages) for request in requests]
         spoken = _spoken(engine, requests)
         return [
-            Heard(tokens, reading(model, ids, tokens).logprobs) for ids, tokens in zip(prompts, spoken, strict=True)
+            Heard(tokens, reading(model, ids, tokens, may).logprobs)
+            for ids, tokens in zip(prompts, spoken, strict=True)
         ]
 
     return Export(engine.name, hear, renders)

@@ -132,13 +132,13 @@ class TokenEngine(ABC):
             TooLong: a dialogue is longer than the model's context.
         """
 
-    def prompt_tokens(self, request: Request) -> int:
-        """Return how many tokens a request's dialogue takes."""
-        return len(self._chat.prompt_ids(request.messages))
+    def prompt_ids(self, request: Request) -> list[int]:
+        """Return what the model reads before it answers a request."""
+        return self._chat.prompt_ids(request.messages)
 
     def fits(self, request: Request) -> bool:
         """Tell whether the model sees the whole dialogue and an answer of full length."""
-        return self.prompt_tokens(request) + request.sample.max_new_tokens <= self._context
+        return len(self.prompt_ids(request)) + request.sample.max_new_tokens <= self._context
 
     def speech(self, stops: Sequence[str] = ()) -> Speech:
         """Return what turns the tokens of one answer into text, up to any of the strings ``stops``."""
@@ -177,7 +177,7 @@ class TokenEngine(ABC):
 
     def _prompt(self, request: Request) -> tuple[list[int], int]:
         """Return a request's prompt as ids, and how many tokens may follow it."""
-        ids = self._chat.prompt_ids(request.messages)
+        ids = self.prompt_ids(request)
         if len(ids) >= self._context:
             raise TooLong(
                 "the dialogue takes {n} tokens and the model sees {limit}: shorten the question or /clear the dialogue",

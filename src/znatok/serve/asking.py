@@ -5,7 +5,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from znatok.retrieve import Knowledge
 from znatok.serve.desk import Begun, Ended, Event, Failed, Job, Piece, composed
 from znatok.serve.dispatch import Dispatcher
 from znatok.serve.meters import Meters
-from znatok.serve.protocol import ChatRequest, Reply, error_of
+from znatok.serve.protocol import ChatRequest, Reply, Said, error_of, with_ids
 from znatok.serve.roster import Offered, Roster
 
 
@@ -100,6 +100,7 @@ class Asking:
             Stopping: the server is.
         """
         self.sources: tuple[str, ...] = ()
+        self.prompt: tuple[int, ...] = ()
         self._service, self._meters, self._model, self._body = service, meters, model, body
         self._started = time.monotonic()
         self._spoke = False
@@ -135,7 +136,7 @@ class Asking:
             while left:
                 index, event = await self._box.next()
                 if isinstance(event, Begun):
-                    self.sources = event.sources
+                    self.sources, self.prompt = event.sources, event.prompt
                 elif isinstance(event, (Piece, Ended)):
                     self._note(event)
                     left -= isinstance(event, Ended)
@@ -157,26 +158,20 @@ class Asking:
         if not self._spoke:
             self._spoke = True
             self._meters.first.labels(name).observe(seconds)
+        self._meters.tokens.labels(name).inc(len(event.tokens))
         if isinstance(event, Ended):
-            self._meters.prompt_tokens.labels(name).inc(event.prompt_tokens)
-            self._meters.tokens.labels(name).inc(event.tokens)
+            self._meters.prompt_tokens.labels(name).inc(len(self.prompt))
             self._meters.whole.labels(name).observe(seconds)
 
     async def whole(self) -> Response:
         """Return the reply in one piece."""
-        texts, ends = [""] * len(self.jobs), dict[int, Ended]()
+        answers = [Said() for _job in self.jobs]
         async for index, event in self.events():
-            if isinstance(event, Piece):
-                texts[index] += event.text
-            else:
-                ends[index] = event
-        if len(ends) < len(self.jobs):
+            answers[index].add(event.text, event.tokens, event.stop)
+        if not all(answer.stop for answer in answers):
             return Response(status_code=499)  # nobody reads it
-        ordered = [ends[index] for index in range(len(self.jobs))]
-        reply = self.reply.whole(
-            texts, [end.stop for end in ordered], ordered[0].prompt_tokens, sum(end.tokens for end in ordered)
-        )
-        return JSONResponse(self._cited(reply))
+        reply = self.reply.whole(answers, len(self.prompt))
+        return JSONResponse(self._complete(reply, self.prompt, *(answer.tokens for answer in answers)))
 
     async def streamed(self) -> Response:
         """Return the reply as server-sent events, once there is something to say: what fails before has a status."""
@@ -190,32 +185,33 @@ class Asking:
         self, first: tuple[int, Piece | Ended] | None, events: AsyncIterator[tuple[int, Piece | Ended]]
     ) -> AsyncIterator[str]:
         chunk = partial(self.reply.chunk, with_usage=self._body.wants_usage)
-        ends: list[Ended] = []
+        answers = [Said() for _job in self.jobs]
         try:
             for index in range(len(self.jobs)):
-                yield _sse(self._cited(chunk(index, {"role": "assistant", "content": ""}, None)))
+                opening = chunk(index, {"role": "assistant", "content": ""}, None)
+                yield _sse(self._complete(opening, self.prompt if index == 0 else None, ()))
             if first is not None:
-                yield _sse(self._said(chunk, *first, ends))
+                yield _sse(self._part(chunk, *first, answers))
             async for index, event in events:
-                yield _sse(self._said(chunk, index, event, ends))
-            if self._body.wants_usage and ends:
-                yield _sse(self.reply.closing(ends[0].prompt_tokens, sum(end.tokens for end in ends)))
+                yield _sse(self._part(chunk, index, event, answers))
+            if self._body.wants_usage and all(answer.stop for answer in answers):
+                yield _sse(self.reply.closing(len(self.prompt), answers))
             yield "data: [DONE]\n\n"
         except ZnatokError as error:
             yield _sse(error_of(error))
         finally:
             await events.aclose()  # type: ignore[attr-defined]  # it is a generator
 
-    @staticmethod
-    def _said(chunk: Any, index: int, event: Piece | Ended, ends: list[Ended]) -> dict[str, Any]:
-        if isinstance(event, Piece):
-            return dict(chunk(index, {"content": event.text}, None))
-        ends.append(event)
-        return dict(chunk(index, {}, event.stop))
+    def _part(self, chunk: Any, index: int, event: Piece | Ended, answers: Sequence[Said]) -> dict[str, Any]:
+        answers[index].add(event.text, event.tokens, event.stop)
+        part = chunk(index, {} if event.stop else {"content": event.text}, event.stop)
+        return with_ids(part, None, event.tokens) if self._body.return_token_ids else part
 
-    def _cited(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """Add the lines an answer may cite, where knowledge was put before the question."""
-        return reply | {"sources": list(self.sources)} if self._service.knowledge is not None else reply
+    def _complete(self, reply: dict[str, Any], prompt: Sequence[int] | None, *said: Sequence[int]) -> dict[str, Any]:
+        """Add the lines an answer may cite, where knowledge was put before the question, and tokens where asked for."""
+        if self._service.knowledge is not None:
+            reply = reply | {"sources": list(self.sources)}
+        return with_ids(reply, prompt, *said) if self._body.return_token_ids else reply
 
 
 def _sse(value: dict[str, Any]) -> str:

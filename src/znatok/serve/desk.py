@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from znatok.config import SampleOptions
 from znatok.errors import ZnatokError
@@ -25,25 +26,33 @@ MOST = 32  # requests computed at a time, of all models together
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A request left the queue; the lines of the knowledge that were put before its question, if any."""
+    """A request left the queue.
+
+    Attributes:
+        sources: the lines of the knowledge that were put before its question, if any.
+        prompt: what the model reads.
+    """
 
     sources: tuple[str, ...]
+    prompt: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that was just said."""
+    """Text that is certain now, and the tokens said since the last piece: a token may hold half a character."""
 
     text: str
+    tokens: tuple[int, ...]
+    stop: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answer is complete."""
+    """An answer is complete: why it ended, and the tokens that no piece told, its end among them."""
 
     stop: Stop
-    prompt_tokens: int
-    tokens: int
+    tokens: tuple[int, ...]
+    text: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +80,7 @@ class Job:
         deadline: of the whole answer, by ``time.monotonic``.
         gone: nobody listens any more.
         begun: when it left the queue, by ``time.monotonic``.
-        request: what is asked, known from then on, as is
-        prompt_tokens: of its dialogue.
+        request: what is asked, known from then on.
     """
 
     model: Offered
@@ -82,25 +90,29 @@ class Job:
     deadline: float
     gone: bool = False
     begun: float = 0.0
-    prompt_tokens: int = 0
     request: Request = field(init=False)
     speech: Speech = field(init=False)
+    _untold: list[int] = field(default_factory=list)
 
     def begin(self) -> None:
         """Make the request and get ready to speak."""
         self.begun = time.monotonic()
         self.request, sources = self.compose()
         self.speech = self.model.engine.speech(self.stops)
-        self.prompt_tokens = self.model.engine.prompt_tokens(self.request)
-        self.tell(Begun(sources))
+        self.tell(Begun(sources, tuple(self.model.engine.prompt_ids(self.request))))
 
     def hear(self, token: int, stop: Stop | None) -> bool:
         """Take the next token; return whether the answer is over."""
+        self._untold.append(token)
         if piece := self.speech.take(token, stop):
-            self.tell(Piece(piece))
+            self.tell(Piece(piece, self._news()))
         if self.speech.stop is not None:
-            self.tell(Ended(self.speech.stop, self.prompt_tokens, self.speech.tokens))
+            self.tell(Ended(self.speech.stop, self._news()))
         return self.speech.stop is not None
+
+    def _news(self) -> tuple[int, ...]:
+        news, self._untold = tuple(self._untold), []
+        return news
 
 
 def composed(

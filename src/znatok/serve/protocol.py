@@ -7,7 +7,7 @@ is refused where a client relies on it and harmless where a client merely names 
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag
@@ -100,6 +100,7 @@ class ChatRequest(Strict):
     # not OpenAI's: as vLLM and llama.cpp name them
     top_k: Annotated[int, Field(ge=0, le=10**6)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.5, le=5)] | None = None
+    return_token_ids: bool | None = None
     # taken and without effect on an answer
     user: Annotated[str, StringConstraints(max_length=1000)] | None = None
     safety_identifier: Annotated[str, StringConstraints(max_length=1000)] | None = None
@@ -165,6 +166,27 @@ class ChatRequest(Strict):
 # Replies
 
 
+@dataclass
+class Said:
+    """One answer as it comes.
+
+    Attributes:
+        text: what was said.
+        tokens: the same, the end token included.
+        stop: why it ended; None while it goes on.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    stop: Stop | None = None
+
+    def add(self, text: str, tokens: Sequence[int], stop: Stop | None) -> None:
+        """Take what was said next."""
+        self.text += text
+        self.tokens += tokens
+        self.stop = stop
+
+
 class Reply:
     """What is the same in all parts of the reply to one request."""
 
@@ -176,38 +198,51 @@ class Reply:
             "system_fingerprint": fingerprint,
         }
 
-    def whole(self, texts: Sequence[str], stops: Sequence[Stop], prompt: int, tokens: int) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Said], prompt: int) -> dict[str, Any]:
         """Return a reply that is not streamed."""
         choices: list[dict[str, Any]] = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
+                "message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []},
                 "logprobs": None,
-                "finish_reason": finish_reason(stop),
+                "finish_reason": finish_reason(answer.stop),
             }
-            for index, (text, stop) in enumerate(zip(texts, stops, strict=True))
+            for index, answer in enumerate(answers)
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(prompt, tokens)}
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(prompt, answers)}
 
     def chunk(self, index: int, delta: dict[str, Any], stop: Stop | None, *, with_usage: bool) -> dict[str, Any]:
         """Return a part of a stream; where usage will follow, its place is held."""
-        reason = finish_reason(stop) if stop is not None else None
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason(stop)}
         held = {"usage": None} if with_usage else {}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **held}
 
-    def closing(self, prompt: int, tokens: int) -> dict[str, Any]:
+    def closing(self, prompt: int, answers: Sequence[Said]) -> dict[str, Any]:
         """Return the part of a stream that tells the usage."""
-        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(prompt, tokens)}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(prompt, answers)}
 
 
-def finish_reason(stop: Stop) -> str:
-    """Return OpenAI's word for why an answer ended."""
-    return "length" if stop is Stop.LENGTH else "stop"
+def with_ids(reply: dict[str, Any], prompt: Sequence[int] | None, *answers: Sequence[int]) -> dict[str, Any]:
+    """Add the tokens to a reply or a part of one, under the names vLLM has for them.
+
+    Args:
+        reply: to which they are added.
+        prompt: what the model read, where it shall be told.
+        answers: what it said, a sequence for each choice in the reply.
+    """
+    told = {"prompt_token_ids": list(prompt)} if prompt is not None else {}
+    choices = [choice | {"token_ids": list(tokens)} for choice, tokens in zip(reply["choices"], answers, strict=True)]
+    return reply | told | {"choices": choices}
 
 
-def usage(prompt: int, tokens: int) -> dict[str, int]:
+def finish_reason(stop: Stop | None) -> str | None:
+    """Return OpenAI's word for why an answer ended; None while it goes on."""
+    return None if stop is None else "length" if stop is Stop.LENGTH else "stop"
+
+
+def usage(prompt: int, answers: Sequence[Said]) -> dict[str, int]:
     """Return the token counts."""
+    tokens = sum(len(answer.tokens) for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 

@@ -69,7 +69,7 @@ def chat_tab(studio: Studio) -> Any:
         asked = Question(question, sample_of(*drawn), int(drawn[-1]), history, knowledge)
         with studio.talk.opened(*speaker(studio, name, who)) as models:
             for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], asked):
-                sources = "\n\n" + ", ".join(said.sources) if said.sources and said.tokens else ""
+                sources = "\n\n" + ", ".join(said.sources) if said.sources and said.ended else ""
                 yield [*turns, turn_of(Role.ASSISTANT, said.text + sources)], "", calculation
 
     asking = [text, talk, cost, run, voice, knowledge, temperature, top_p, longest, seed]

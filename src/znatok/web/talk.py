@@ -48,11 +48,11 @@ class Question:
 
 @dataclass
 class Said:
-    """An answer so far; ``sources`` are the lines it may cite, ``tokens`` is 0 until it has ended."""
+    """An answer so far; ``sources`` are the lines it may cite."""
 
     text: str = ""
     sources: tuple[str, ...] = ()
-    tokens: int = 0
+    ended: bool = False
 
     def hear(self, event: Event) -> None:
         """Take what happened."""
@@ -61,7 +61,7 @@ class Said:
         elif isinstance(event, Piece):
             self.text += event.text
         elif isinstance(event, Ended):
-            self.tokens = event.tokens
+            self.ended = True
 
 
 class Talk:
@@ -118,7 +118,7 @@ class Talk:
         dispatcher.submit(jobs)
         answers = [Said() for _ in jobs]
         try:
-            while not all(said.tokens for said in answers):
+            while not all(said.ended for said in answers):
                 place, event = events.get()
                 if isinstance(event, Failed):
                     raise event.error
