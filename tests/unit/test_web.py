@@ -29,6 +29,7 @@ from znatok.errors import DataError, ModelError, SystemFault, UsageError
 from znatok.generate.torch_engine import Together
 from znatok.logs import printable
 from znatok.scripts import train_config, train_parser
+from znatok.serve.dispatch import Stopping
 from znatok.serve.guard import LOOPBACK
 from znatok.tokens.chat import Role
 from znatok.web.chat_tab import plain, speaker, turn_of
@@ -316,6 +317,29 @@ def test_another_tab_waits_for_its_model_and_takes_none_away(world, talk):
     assert said[0].ended
     with talk.opened(base, None) as (model,):
         assert answered(talk, model, Question("Что?", long, 1)).text == first.text
+
+
+def test_a_page_that_closes_keeps_nobody_waiting(world):
+    """Answers are given up, and who waits for a model loads none: else the process stays until the last has ended."""
+    talk, base, outcome = Talk(), str(world[0] / "base"), {}
+    long = SampleOptions(temperature=1.0, max_new_tokens=400)
+
+    def tab(name, run):
+        try:
+            with talk.opened(base, run) as models:
+                outcome[name] = answered(talk, models[-1], Question("Что?", long, 1))
+        except Stopping:
+            outcome[name] = "given up"
+
+    tabs = [threading.Thread(target=tab, args=args) for args in (("speaks", None), ("waits", world[1] / "mine"))]
+    tabs[0].start()
+    wait_until(lambda: talk._dispatcher is not None and talk._dispatcher.running, 10)
+    tabs[1].start()
+    talk.close()
+    for one in tabs:
+        one.join(5)
+    assert outcome == {"speaks": "given up", "waits": "given up"}
+    assert talk._roster is None
 
 
 def test_a_run_that_was_trained_on_is_read_anew(world, talk, tmp_path):

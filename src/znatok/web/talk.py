@@ -13,7 +13,7 @@ from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions
 from znatok.lexicon import lexicon_near
 from znatok.retrieve import Knowledge, open_knowledge
 from znatok.serve.desk import Begun, Composed, Ended, Event, Failed, Job, Piece, composed, desk_for
-from znatok.serve.dispatch import Dispatcher
+from znatok.serve.dispatch import Dispatcher, Stopping
 from znatok.serve.roster import Offered, Roster, open_roster
 from znatok.tokens.chat import Message, dialogue
 
@@ -68,9 +68,12 @@ class Talk:
     """Answers of a base and of a run's adapter."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the two below; whoever closes a page takes it, so never for long
+        self._changed = (
+            threading.Condition()
+        )  # guards the three below; whoever closes a page takes it, so never for long
         self._wanted: Model | None = None
         self._users = 0
+        self._closed = False
         self._loading = threading.Lock()  # held while a model comes or goes
         self._opened: Model | None = None
         self._roster: Roster | None = None
@@ -85,10 +88,11 @@ class Talk:
 
         Raises:
             ModelError: the base can't be loaded, or the run was trained on another.
+            Stopping: it was closed.
         """
         wanted = (base, run, stamp(run / "adapter_model.safetensors") if run is not None else ())
         with self._changed:
-            self._changed.wait_for(lambda: not self._users or self._wanted == wanted)
+            self._changed.wait_for(lambda: self._closed or not self._users or self._wanted == wanted)
             self._wanted = wanted
             self._users += 1
         try:
@@ -129,11 +133,18 @@ class Talk:
                 dispatcher.cancel(one)
 
     def close(self) -> None:
-        """Let the models go."""
+        """Let the models go; answers under way are given up, and whoever waits for a model gets none."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         with self._loading:
+            if self._dispatcher is not None:
+                self._dispatcher.give_up()
             self._close()
 
     def _loaded(self, wanted: Model) -> list[Offered]:
+        if self._closed:
+            raise Stopping("the server is stopping")
         if self._roster is None or self._opened != wanted:
             self._close()
             base, run, _stamp = wanted
