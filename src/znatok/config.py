@@ -150,6 +150,10 @@ class TrainOptions(Options):
         high=10**6,
     )
     low_memory: bool = option(False, "compute at most 256 tokens at once: less memory, a little slower")
+    shard_base: bool = option(
+        False,
+        "split the base's layers over the processes of torchrun, for a base too large for each: less memory, slower",
+    )
     threads: int = option(0, "threads to compute with; 0 for one per core", low=0, high=1024)
     resume: bool = option(False, "go on from the newest complete checkpoint of --output_dir")
     force: bool = option(False, "start anew in an --output_dir that already holds a run")

@@ -45,6 +45,7 @@ TRAIN = MODEL | {
     ("early_stopping", "int", 0, None),
     ("pack_tokens", "int", 640, None),
     ("low_memory", "bool", False, None),
+    ("shard_base", "bool", False, None),
     ("threads", "int", 0, None),
     ("resume", "bool", False, None),
     ("force", "bool", False, None),

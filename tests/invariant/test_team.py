@@ -1,6 +1,7 @@
 """Several processes train what one would: the same adapter for the same batches, and stop, resume and fail together."""
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -54,6 +55,13 @@ def same(run, other):
     assert max(float(weights.abs().max()) for weights in ours.values()) > 1e-3  # or all would be the same
 
 
+def wait_for_steps(run, count):
+    metrics, deadline = Run(run).metrics, time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= count):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_two_processes_make_the_adapter_of_one_with_the_same_batches(tiny_dir, nine, tmp_path, accumulated):
     options = {"val_share": 0, "gradient_accumulation_steps": accumulated}
@@ -86,6 +94,70 @@ def test_a_team_validates_what_one_would(tiny_dir, tmp_path):
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
 
 
+def test_a_split_base_makes_the_same_adapter(tiny_dir, tmp_path):
+    """Five pairs to train and three to validate: one process has nothing in the last batch, and less to validate."""
+    data = tiny.write_pairs(tmp_path / "pairs.jsonl", tiny.PAIRS[:8])
+    two, one = tmp_path / "two", tmp_path / "one"
+    given = words(tiny_dir, data, two, per_device_train_batch_size=2, val_share=0.4)
+    done = together(*given, "--shard_base", "true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pairs: 5 to train, 3 to validate" in done.stderr
+    assert "engine: transformers, the base is split over 2 processes" in done.stderr
+    given = words(tiny_dir, data, one, per_device_train_batch_size=4, val_share=0.4)
+    assert helpers.script("znatok", *given, cwd=tmp_path).returncode == 0
+    same(two, one)
+    for rows in (helpers.losses, lambda run: [row["val_loss"] for row in helpers.validations(run)]):
+        assert rows(two) == pytest.approx(rows(one), rel=1e-4)
+    assert Run(two).read_manifest()["engine"]["name"] == "transformers"
+
+
+def test_a_split_base_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, tmp_path):
+    options = {"per_device_train_batch_size": 1, "lora_dropout": 0.2, "num_train_epochs": 4, "val_share": 0}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    split = ["--shard_base", "true"]
+    assert together(*words(tiny_dir, nine, whole, **options), *split, cwd=tmp_path).returncode == 0
+    given = [*words(tiny_dir, nine, cut, save_steps=2, **options), *split]
+    with members(*given, cwd=tmp_path) as (first, second):
+        wait_for_steps(cut, 3)
+        second.kill()
+        first.communicate(timeout=120)
+    assert len(helpers.rows(cut)) < len(helpers.rows(whole))
+    done = together(*given, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = helpers.adapter(cut), helpers.adapter(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+SPLIT = """
+import tiny, torch
+from znatok.config import LoraOptions
+from znatok.model.adapters import inject
+from znatok.train.shards import shard
+from znatok.train.team import join
+
+with join() as team:
+    model = inject(tiny.tiny_model(), LoraOptions(), seed=1)
+    layers = model.get_base_model().model.layers
+    whole = sum(parameter.numel() for parameter in layers.parameters() if not parameter.requires_grad)
+    shard(model, team)
+    held = lambda: sum(p.to_local().numel() for p in layers.parameters() if not p.requires_grad)
+    before = held()
+    model(torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert held() == before
+    assert not any(hasattr(p, "to_local") for p in model.parameters() if p.requires_grad)
+    print("shares", team.each(before), whole)
+"""
+
+
+def test_each_process_holds_its_share_of_the_layers(tmp_path):
+    (tmp_path / "split.py").write_text(SPLIT, encoding="utf-8")
+    environment = helpers.environment(PYTHONPATH=str(tiny.REPO / "tests"))
+    launcher = [*TORCHRUN[:-2], "split.py"]
+    done = subprocess.run(launcher, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    shares, whole = re.search(r"shares \[(.+)\] (\d+)", done.stdout).groups()
+    assert [float(share) for share in shares.split(", ")] == pytest.approx([int(whole) / 2] * 2, rel=0.02)
+
+
 def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, tmp_path):
     options = {"per_device_train_batch_size": 1, "lora_dropout": 0.2, "num_train_epochs": 12, "val_share": 0}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -94,11 +166,7 @@ def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, t
     process = subprocess.Popen(
         [*TORCHRUN, *given], cwd=tmp_path, env=helpers.environment(), stderr=subprocess.PIPE, text=True
     )
-    metrics = Run(cut).metrics
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 3):
-        assert time.monotonic() < deadline, process.poll()
-        time.sleep(0.01)
+    wait_for_steps(cut, 4)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert helpers.status(cut) == "interrupted"
@@ -137,11 +205,8 @@ def members(*given, cwd):
 
 def test_the_others_are_told_when_one_is_killed(tiny_dir, nine, tmp_path):
     given = words(tiny_dir, nine, tmp_path / "run", num_train_epochs=200, val_share=0, save_steps=900)
-    metrics, deadline = Run(tmp_path / "run").metrics, time.monotonic() + 120
     with members(*given, cwd=tmp_path) as (first, second):
-        while not (metrics.is_file() and metrics.read_text()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_steps(tmp_path / "run", 1)
         second.kill()
         _out, said = first.communicate(timeout=120)
     assert first.returncode == 5

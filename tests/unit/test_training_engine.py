@@ -1,6 +1,7 @@
 """Which engine trains, why, and that a run stays with the one it began with."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import gguf_files
 import helpers
 import tiny
-from znatok.errors import UsageError
+from znatok.errors import ModelError, UsageError
 from znatok.fast import product
 from znatok.fast.guard import Verdict
 from znatok.fast.linear import FloatWeight, Int8Weight
@@ -18,9 +19,11 @@ from znatok.model.load import int8_obstacle
 from znatok.model.source import resolve
 from znatok.train import engine
 from znatok.train import run as run_module
-from znatok.train.computation import FastPacked, Padded
+from znatok.train.computation import FastPacked, Padded, Sharded
 from znatok.train.prepare import prepare
 from znatok.train.run import stored_engine
+from znatok.train.shards import shard
+from znatok.train.team import Team
 
 # PEFT 0.21 reads a property that transformers 5.23 has renamed; goes with the filter in znatok.model.adapters
 pytestmark = [
@@ -339,3 +342,31 @@ def test_pairs_of_one_token_train_in_int8(settings, tmp_path, tiny_dir):
     options = {"per_device_train_batch_size": 1, "data_options": {"system": ""}, "pack_tokens": 16, "max_steps": 3}
     run = run_module.train(helpers.settings(tiny_dir, data, tmp_path / "run", dtype="int8", **options)).run
     assert all(loss > 0 for loss in helpers.losses(run))
+
+
+# A base that is split over several processes
+
+
+def test_one_process_has_nobody_to_share_a_base_with(settings):
+    with pytest.raises(UsageError, match="--shard_base: one process has nobody to share the base with; start it with"):
+        prepare(settings(shard_base=True))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "auto"])
+def test_a_split_base_is_in_float(settings, monkeypatch, dtype):
+    monkeypatch.setattr(engine, "shard", lambda *_: None)
+    config, two = settings(shard_base=True, dtype=dtype), Team(0, 2)
+    if dtype == "int8":
+        with pytest.raises(UsageError, match="--dtype int8: the base is split over 2 processes; use --dtype auto"):
+            prepare(config, team=two)
+        return
+    monkeypatch.setattr("znatok.train.prepare.probe", lambda plan, *_: plan)
+    ready = prepare(config, team=two)
+    assert isinstance(ready.engine.computation, Sharded)
+    assert (ready.loaded.format, ready.engine.name) == ("bfloat16", "transformers")
+
+
+def test_a_model_without_a_list_of_layers_cannot_be_split():
+    whole = SimpleNamespace(get_base_model=lambda: SimpleNamespace(model=torch.nn.Linear(2, 2)))
+    with pytest.raises(ModelError, match="--shard_base: this model has no list of layers"):
+        shard(whole, Team(0, 2))

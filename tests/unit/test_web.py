@@ -80,7 +80,7 @@ def test_the_form_offers_every_option_of_training_but_those_with_buttons():
         for group in (config.ModelOptions, config.DataOptions, config.LoraOptions, config.TrainOptions)
         for spec in dataclasses.fields(group)
     }
-    assert every - offered == {"use_lora", "resume", "dry_run", "force", "low_memory"}
+    assert every - offered == {"use_lora", "resume", "dry_run", "force", "low_memory", "shard_base"}
 
 
 def test_numbers_are_typed_as_people_type_them():

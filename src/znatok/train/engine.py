@@ -17,7 +17,9 @@ from znatok.model.score import head_weight
 from znatok.tokens.encode import Example
 from znatok.tokens.packing import pack
 from znatok.train.batches import LengthGroupedBatches
-from znatok.train.computation import Computation, FastPacked, Padded
+from znatok.train.computation import Computation, FastPacked, Padded, Sharded
+from znatok.train.shards import shard
+from znatok.train.team import ALONE, Team
 
 JUDGED_TOKENS = 128  # of the first batch, at least: about ten seconds for 1.5 billion parameters on two cores
 SMALL_PACK = 256  # tokens, with --low_memory
@@ -60,7 +62,12 @@ class NotInt8:
 
 
 def choose_engine(
-    loaded: Loaded, model: Any, config: TrainConfig, train: Sequence[Example], stored: dict[str, Any] | None
+    loaded: Loaded,
+    model: Any,
+    config: TrainConfig,
+    train: Sequence[Example],
+    stored: dict[str, Any] | None,
+    team: Team = ALONE,
 ) -> TrainingEngine | NotInt8:
     """Return what computes the run.
 
@@ -70,14 +77,18 @@ def choose_engine(
         config: of the run.
         train: the examples; the first batch is the guard's.
         stored: the manifest's ``engine`` of a run being resumed, whose decisions are kept; None for a new run.
+        team: over which ``--shard_base`` splits the base.
     """
     why = _("CUDA") if device().type == "cuda" else obstacle(model)
+    if config.train.shard_base:
+        why = _("the base is split over {count} processes", count=team.size)
     if why and loaded.int8:
         if config.model.dtype == "int8":
             raise UsageError("--dtype int8: {why}; use --dtype auto", why=why)
         return NotInt8()
     if why:
-        return TrainingEngine(computation=Padded(model), name="transformers", reason=why)
+        computation = _sharded(model, team) if config.train.shard_base else Padded(model)
+        return TrainingEngine(computation=computation, name="transformers", reason=why)
     backbone = build_backbone(model, dropout=config.lora.lora_dropout)
     limit = min(config.train.pack_tokens, SMALL_PACK) if config.train.low_memory else config.train.pack_tokens
     packed = FastPacked(backbone, loaded.head or head_weight(model), limit)
@@ -100,6 +111,11 @@ def choose_engine(
     floats = verdict.floats if verdict.passed else ()  # what is stated is what computes, for a resumed run goes by it
     packed = replace(packed, backbone=chosen)
     return TrainingEngine(computation=packed, name="int8", reason=kernels, verdict=verdict, floats=floats)
+
+
+def _sharded(model: Any, team: Team) -> Sharded:
+    shard(model, team)
+    return Sharded(model, team)
 
 
 def _judged(config: TrainConfig, train: Sequence[Example]) -> list[Example]:

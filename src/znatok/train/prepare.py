@@ -46,6 +46,8 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None, team: Tea
         stored: the manifest's ``engine`` of the run to be resumed; None for a new run.
         team: the processes that train together.
     """
+    if config.train.shard_base and team.size == 1:
+        raise UsageError("--shard_base: one process has nobody to share the base with; start it with torchrun")
     data = read(config.data.data_path, config)
     own = read(config.data.val_path, config) if config.data.val_path is not None else None
     parts = sides(data, own, config)
@@ -54,13 +56,13 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None, team: Tea
     say(_("chat format: {name}, {reason}", name=chat.name, reason=chat.reason))
     train_set, validation_set = encode_both(parts, chat, config)
     model = inject(loaded.model, config.lora, config.train.seed)
-    engine = choose_engine(loaded, model, config, train_set.examples, stored)
+    engine = choose_engine(loaded, model, config, train_set.examples, stored, team)
     if isinstance(engine, NotInt8):
         verdict, dtype = engine.verdict, str(loaded.dtype).removeprefix("torch.")
         del loaded, model  # before the next is read
         loaded = load_base(replace(config.model, dtype=dtype), say=say)
         model = inject(loaded.model, config.lora, config.train.seed)
-        engine = choose_engine(loaded, model, config, train_set.examples, stored)
+        engine = choose_engine(loaded, model, config, train_set.examples, stored, team)
         assert isinstance(engine, TrainingEngine)
         engine = replace(engine, verdict=verdict)
     say(_("engine: {name}, {reason}", name=engine.name, reason=engine.reason))
@@ -127,11 +129,13 @@ def _refuse_judging(config: TrainConfig, why: str) -> None:
 
 def load(config: TrainConfig, stored: dict[str, Any] | None) -> Loaded:
     """Load the base; a run that is resumed goes on in the number format it began with."""
-    options = config.model
-    if stored is not None and options.dtype == "auto" and stored.get("name") != "int8":
+    options, split = config.model, config.train.shard_base
+    in_float = split or (stored is not None and stored.get("name") != "int8")
+    if in_float and options.dtype == "auto":
         options = replace(options, dtype=str(choose_dtype("auto").dtype).removeprefix("torch."))
     loaded = load_base(options, training=True, say=say)
-    loaded.model.to(device())
+    if not split:  # else each layer goes there by itself, when most of it is with others
+        loaded.model.to(device())
     return loaded
 
 

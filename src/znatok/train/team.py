@@ -59,6 +59,10 @@ class Team:
         self._reduce(sums)
         return [float(number) for number in sums]
 
+    def each(self, number: float) -> list[float]:
+        """Return the number of every process, by rank."""
+        return self.total(*(number if rank == self.rank else 0.0 for rank in range(self.size)))
+
     def add_up(self, parameters: Sequence[Tensor]) -> None:
         """Replace each gradient by its sum over all processes, all of them in one message."""
         if self.size == 1:
@@ -72,7 +76,7 @@ class Team:
     def refuse_apart(self, parameters: Sequence[Tensor]) -> None:
         """Raise TrainingError unless all processes hold the same weights."""
         own = float(sum(p.detach().double().abs().sum() for p in parameters))
-        shares = self.total(*(own if rank == self.rank else 0.0 for rank in range(self.size)))
+        shares = self.each(own)
         if len(set(shares)) > 1:
             raise TrainingError(
                 "the processes hold different adapters at the end ({shares}); use the same versions on every machine",

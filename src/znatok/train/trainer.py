@@ -75,7 +75,7 @@ class AnswerTrainer(Trainer):
         trained = (inputs["labels"] != IGNORE).sum()
         answer_tokens = self._of_all(trained if num_items_in_batch is None else num_items_in_batch)
         loss = torch.zeros((), device=inputs["input_ids"].device)
-        for part in self.computation.parts(inputs) if trained else ():  # a team's last batch may leave one without work
+        for part in self.computation.parts(inputs):
             share = part / answer_tokens
             self._stop_unless_finite(_("the loss"), float(share.detach()))
             self.accelerator.backward(share)

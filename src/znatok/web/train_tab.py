@@ -27,7 +27,7 @@ OFTEN = (
 )
 """Options that stand in the open; all others are one click away."""
 
-LEFT_OUT = ("use_lora", "resume", "dry_run", "force", "low_memory")
+LEFT_OUT = ("use_lora", "resume", "dry_run", "force", "low_memory", "shard_base")
 FIELDS = specs(ModelOptions, DataOptions, LoraOptions, TrainOptions, without=LEFT_OUT)
 RECIPE = "expert"
 SMALL = "qwen2.5-coder-0.5b-instruct"

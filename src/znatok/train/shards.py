@@ -1,0 +1,35 @@
+"""A base too large for each process of a team: its layers are split, and each is whole only while it computes.
+
+This is PyTorch's FSDP2 (``fully_shard``; Zhao et al. 2023, arXiv:2304.11277) on the frozen weights alone. The adapters
+stay whole in every process, and their gradients are summed as those of any team are. Embedding, head and norms are read
+outside of layers and stay whole as well.
+"""
+
+from typing import Any
+
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from znatok.errors import ModelError
+from znatok.model.machine import device
+from znatok.train.team import Team
+
+
+def shard(model: Any, team: Team) -> None:
+    """Split the frozen weights of each decoder layer over a team, in place; the rest goes to the device as it is.
+
+    Args:
+        model: PEFT's wrapper around a causal language model, still in main memory.
+        team: two processes or more.
+
+    Raises:
+        ModelError: the model keeps its layers elsewhere than transformers' decoders do.
+    """
+    layers = getattr(model.get_base_model().model, "layers", None)
+    if layers is None:
+        raise ModelError("--shard_base: this model has no list of layers that could be split; leave it out")
+    mesh = init_device_mesh(device().type, (team.size,))
+    adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
+    model.to(device())
