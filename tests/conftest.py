@@ -1,6 +1,7 @@
 """Fixtures and settings of every test: offline, English messages, one thread, deterministic."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import tiny
 from znatok.fast.compiler import build
 from znatok.fast.product import INT_MM
+from znatok.files import cache_home
 from znatok.model import load
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
@@ -52,20 +54,27 @@ def tokenizer() -> Any:
     return tiny.tiny_tokenizer()
 
 
-@pytest.fixture(scope="session")
-def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    build()  # into the user's own cache: it takes seconds, and is the same for all
-    return tmp_path_factory.mktemp("home")
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests make out of the user's cache, where the newest push the oldest out; but take its models."""
+    build()  # into the user's own: it takes seconds
+    users, own = cache_home(), tmp_path_factory.mktemp("cache")
+    for shared in ("models", "kernels"):
+        (users / shared).mkdir(parents=True, exist_ok=True)
+        (own / shared).symlink_to(users / shared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZNATOK_HOME", str(own))
+        yield
+    shutil.rmtree(own)  # models in int8 are large
 
 
 @pytest.fixture
-def int8_here(_session_home: Path) -> Iterator[None]:
-    """Let int8 (with bfloat16) be chosen on any processor, and keep rounded models out of the user's cache."""
+def int8_here() -> Iterator[None]:
+    """Let int8 (with bfloat16) be chosen on any processor."""
     if not INT_MM.exact():
         pytest.skip("this processor's int8 product is not exact")
     real = load.machine_capabilities
     with pytest.MonkeyPatch.context() as patch:  # a context of its own: tests undo theirs midway
-        patch.setenv("ZNATOK_HOME", str(_session_home))
         patch.setattr(load, "machine_capabilities", lambda: {**real(), "avx512_vnni": True, "avx512_bf16": True})
         yield
 

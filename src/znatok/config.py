@@ -151,8 +151,7 @@ class TrainOptions(Options):
     )
     low_memory: bool = option(False, "compute at most 256 tokens at once: less memory, a little slower")
     shard_base: bool = option(
-        False,
-        "split the base's layers over the processes of torchrun, for a base too large for each: less memory, slower",
+        False, "split the base's layers over the processes of torchrun, for a base too large for one GPU; slower"
     )
     threads: int = option(0, "threads to compute with; 0 for one per core", low=0, high=1024)
     resume: bool = option(False, "go on from the newest complete checkpoint of --output_dir")

@@ -36,7 +36,7 @@ def watch(event, args):
 WATCHED = {"socket.connect", "socket.sendto", "socket.getaddrinfo"}
 sys.addaudithook(watch)
 """
-WAIT = 45_000  # milliseconds
+WAIT = 120_000  # milliseconds; training and exporting are processes of their own
 
 
 class Web:

@@ -98,12 +98,13 @@ def test_a_split_base_makes_the_same_adapter(tiny_dir, tmp_path):
     """Five pairs to train and three to validate: one process has nothing in the last batch, and less to validate."""
     data = tiny.write_pairs(tmp_path / "pairs.jsonl", tiny.PAIRS[:8])
     two, one = tmp_path / "two", tmp_path / "one"
-    given = words(tiny_dir, data, two, per_device_train_batch_size=2, val_share=0.4)
+    options = {"val_share": 0.4, "keep": "best"}
+    given = words(tiny_dir, data, two, per_device_train_batch_size=2, **options)
     done = together(*given, "--shard_base", "true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pairs: 5 to train, 3 to validate" in done.stderr
     assert "engine: transformers, the base is split over 2 processes" in done.stderr
-    given = words(tiny_dir, data, one, per_device_train_batch_size=4, val_share=0.4)
+    given = words(tiny_dir, data, one, per_device_train_batch_size=4, **options)
     assert helpers.script("znatok", *given, cwd=tmp_path).returncode == 0
     same(two, one)
     for rows in (helpers.losses, lambda run: [row["val_loss"] for row in helpers.validations(run)]):
@@ -120,7 +121,11 @@ def test_a_split_base_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, n
     with members(*given, cwd=tmp_path) as (first, second):
         wait_for_steps(cut, 3)
         second.kill()
-        first.communicate(timeout=120)
+        _out, said = first.communicate(timeout=120)
+    assert first.returncode == 5
+    assert "error: process 0 of 2: another one ended or can't be reached" in said
+    assert "Traceback" not in said
+    assert "another one ended" in Run(cut).read_status()["error"]
     assert len(helpers.rows(cut)) < len(helpers.rows(whole))
     done = together(*given, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -38,14 +38,6 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(_session_home):
-    """Keep what is measured out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZNATOK_HOME", str(_session_home))
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder with questions, knowledge and prose."""

@@ -1,6 +1,8 @@
 """Exports: every form of a tuned model answers as its adapter does, and what does not is refused."""
 
+import http.client
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -21,7 +23,7 @@ import llama_files
 import serving
 import tiny
 from znatok.cli import main
-from znatok.config import ExportOptions, ModelOptions
+from znatok.config import ExportOptions, ModelOptions, ServeOptions
 from znatok.errors import GateError, ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
 from znatok.export import api, merged_gguf, ollama, parity
@@ -30,6 +32,7 @@ from znatok.export.export import export
 from znatok.export.formats import as_stored
 from znatok.export.merge import merged_tensors
 from znatok.export.ollama import modelfile, rendered
+from znatok.generate.engine import sayable
 from znatok.model.gguf import load_gguf
 from znatok.model.gguf_header import read_header
 from znatok.runs import Run
@@ -244,6 +247,49 @@ def test_a_server_that_refuses_a_question_is_heard(trained, tmp_path, monkeypatc
     monkeypatch.setattr(module, "questions_of", lambda _run: ["Что?", " "])
     with pytest.raises(GateError, match=r"znatok serve: it refuses a question: messages: the last one is empty"):
         export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (TimeoutError("timed out"), "timed out"),
+        (http.client.RemoteDisconnected("gone"), "gone"),
+        (json.JSONDecodeError("no JSON", "Internal Server Error", 0), "no JSON"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_server_that_fails_is_not_taken_for_the_disk(trained, tmp_path, monkeypatch, fault, said):
+    def post(*_):
+        raise fault
+
+    monkeypatch.setattr(api._Client, "_post", post)
+    with pytest.raises(GateError, match=f"znatok serve: a question stayed without an answer: {said}.*--check false"):
+        export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_does_not_start_is_not_waited_for(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("znatok.serve.server.Server.run", lambda *_, **_options: None)
+    with pytest.raises(GateError, match="znatok serve: it does not start"):
+        export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
+
+
+def test_a_server_reads_the_longest_question(trained, tmp_path, monkeypatch):
+    opened = []
+    whole = roster.open_roster
+    monkeypatch.setattr(roster, "open_roster", lambda *args, **more: opened.append(more) or whole(*args, **more))
+    monkeypatch.setattr(api, "ServeOptions", lambda: ServeOptions(context=64))
+    monkeypatch.setattr(module, "questions_of", lambda _run: ["Что? " * 60])
+    export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
+    assert opened[0]["context"] > 64 + 60
+
+
+def test_what_may_never_be_said_is_no_near_tie():
+    model, chat = tiny.tiny_model(), choose_format(tiny.tiny_tokenizer(), torch.eye(512), "chatml")
+    may = sorted(sayable(chat))
+    found = parity.reading(model, [5, 9, 40], [may[7], 1], may)  # 1 opens a message
+    assert 0 <= found.leads[0] < math.inf == found.leads[1]
+    assert all(math.isfinite(value) for value in found.logprobs)
 
 
 def test_without_a_server_the_export_alone_is_asked(trained, tmp_path, monkeypatch, capsys):

@@ -348,7 +348,9 @@ def test_pairs_of_one_token_train_in_int8(settings, tmp_path, tiny_dir):
 
 
 def test_one_process_has_nobody_to_share_a_base_with(settings):
-    with pytest.raises(UsageError, match="--shard_base: one process has nobody to share the base with; start it with"):
+    with pytest.raises(
+        UsageError, match="--shard_base: one process has nobody to share the base with; start znatok train with"
+    ):
         prepare(settings(shard_base=True))
 
 

@@ -1,7 +1,7 @@
-"""Does ``znatok serve`` answer as the adapter does? Asked over HTTP, at a port of this computer that closes again.
+"""Does a server of the run answer as the adapter does? Asked over HTTP, at a port of this computer that closes again.
 
-The server is the one that ``znatok serve --runs RUN`` starts: the number format and the engine it takes by itself, the
-system message it finds in the run, its own template and its own way from tokens to a reply.
+It is the application of ``znatok serve --runs RUN`` with its default flags: the number format and the engine it takes
+by itself, the system message it finds in the run, its own template and its own way from tokens to a reply.
 """
 
 import contextlib
@@ -11,11 +11,12 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from znatok.config import ModelOptions, SampleOptions
+from znatok.config import ModelOptions, SampleOptions, ServeOptions
 from znatok.errors import GateError
 from znatok.expert import Expert
 from znatok.export.parity import TOKENS, Export, Heard
@@ -23,7 +24,7 @@ from znatok.generate.engine import Request
 from znatok.tokens.chat import Message, Role
 
 HOST = "127.0.0.1"
-PATIENCE = 600.0  # seconds an answer may take
+PATIENCE = 3600.0  # seconds an answer may take
 AT_ONCE = 8  # questions
 
 
@@ -33,11 +34,16 @@ def installed() -> bool:
 
 
 @contextlib.contextmanager
-def opened(expert: Expert) -> Iterator[Export]:
+def opened(expert: Expert, longest: int) -> Iterator[Export]:
     """Lend a server of the expert's run.
 
+    Args:
+        expert: with a run.
+        longest: tokens of a prompt.
+
     Raises:
-        GateError: it refuses a question.
+        GateError: it does not start, refuses a question, or ends before it has answered.
+        ModelError, UsageError, SystemFault: the base or the adapter can't be served at all.
     """
     from znatok.serve.app import build_app
     from znatok.serve.asking import Service
@@ -46,14 +52,17 @@ def opened(expert: Expert) -> Iterator[Export]:
     from znatok.serve.roster import open_roster
 
     assert expert.run is not None
-    roster = open_roster(ModelOptions(model_name=expert.base_name), expert.run.path, expert.system)
+    context = max(ServeOptions().context, longest + TOKENS)
+    base = ModelOptions(model_name=expert.base_name)
+    roster = open_roster(base, expert.run.path, expert.system, context=context)
     dispatcher = Dispatcher(desk_for(roster), limit=AT_ONCE)
     try:
         app = build_app(Service(roster, dispatcher, SampleOptions(), PATIENCE), {HOST}, None)
-        with _at_a_port(app) as port:
+        with _at_a_port(app, lambda _asked: dispatcher.give_up()) as port:
             client = _Client(port, list(roster.models)[-1])
             yield Export(f"znatok serve ({roster.engine}, {roster.format})", client.hear, [client.render])
     finally:
+        dispatcher.give_up()
         dispatcher.close()
         roster.close()
 
@@ -65,8 +74,11 @@ class _Client:
         self._port, self._model = port, model
 
     def hear(self, requests: Sequence[Request]) -> list[Heard]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
             replies = list(pool.map(lambda request: self._ask(request.messages, TOKENS), requests))
+        finally:  # the first that fails ends it, as Ctrl-C does: nobody waits for the others
+            pool.shutdown(wait=False, cancel_futures=True)
         said = [tuple(reply["choices"][0]["token_ids"]) for reply in replies]
         return [Heard(tokens, [math.nan] * len(tokens)) for tokens in said]
 
@@ -81,26 +93,42 @@ class _Client:
             "max_tokens": longest,
             "return_token_ids": True,
         }
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=PATIENCE)
-        with contextlib.closing(connection):
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST", "/v1/chat/completions", json.dumps(order), headers)
-            answer = connection.getresponse()
-            body: dict[str, Any] = json.loads(answer.read())
-        if answer.status != http.HTTPStatus.OK:
-            raise GateError("znatok serve: it refuses a question: {why}", why=body["error"]["message"])
+        try:
+            status, body = self._post(json.dumps(order))
+            why = "" if status == http.HTTPStatus.OK else body["error"]["message"]
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            raise GateError(
+                "znatok serve: a question stayed without an answer: {why}; nothing was kept; --check false does not"
+                " ask",
+                why=str(error) or type(error).__name__,
+            ) from error
+        if why:
+            raise GateError(
+                "znatok serve: it refuses a question: {why}; nothing was kept; --check false does not ask", why=why
+            )
         return body
+
+    def _post(self, order: str) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=PATIENCE + 60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/chat/completions", order, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
 
 
 @contextlib.contextmanager
-def _at_a_port(app: Any) -> Iterator[int]:
-    """Serve an application in a thread, at a port that is free."""
+def _at_a_port(app: Any, give_up: Callable[[int], object]) -> Iterator[int]:
+    """Serve an application in a thread, at a port that is free; GateError where it does not start."""
     from znatok.serve.server import Server
 
-    server = Server(app, patience=0)
+    server = Server(app, 0, give_up)
     with socket.create_server((HOST, 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="served", daemon=True)
         thread.start()
+        while not server.started:
+            if not thread.is_alive():
+                raise GateError("znatok serve: it does not start; nothing was kept; --check false does not ask")
+            time.sleep(0.01)
         try:
             yield int(listener.getsockname()[1])
         finally:

@@ -108,7 +108,7 @@ def checked(expert: Expert, options: ExportOptions, folder: Path) -> tuple[Parit
     if not api.installed():
         say(_("znatok serve was not asked: it needs pip install 'znatok[serve]'"))
         return made, None
-    served = reference.beside(api.opened(expert))
+    served = reference.beside(api.opened(expert, reference.longest))
     say(served.line())
     served.refuse_failed("znatok serve", _("serve it with --dtype float32, and export with --check false"))
     return made, served

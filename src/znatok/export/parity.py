@@ -204,6 +204,11 @@ class Reference:
             limits=limits,
         )
 
+    @property
+    def longest(self) -> int:
+        """Return how many tokens the longest prompt has."""
+        return max(len(self._expert.chat.prompt_ids(request.messages)) for request in self._requests)
+
     @cached_property
     def _said(self) -> list[tuple[int, ...]]:
         """The adapter's own answers."""
@@ -212,7 +217,10 @@ class Reference:
 
 
 class Reading(NamedTuple):
-    """What a model makes of a text: by how much its best token leads each (0 where it is it), and log probabilities."""
+    """What a model makes of a text: by how much its best token leads each, and log probabilities.
+
+    The lead is 0 where the token is the best one, infinite where it may never be said.
+    """
 
     leads: list[float]
     logprobs: list[float]
@@ -232,9 +240,10 @@ def reading(model: Any, ids: Sequence[int], said: Sequence[int], may: Sequence[i
     hidden_BTD = hidden_states(model, whole, torch.ones_like(whole))
     weight = head_weight(model)
     logits_TV = (hidden_BTD[0, len(ids) - 1 :].to(weight.dtype) @ weight.T).float()
-    chosen_T = logits_TV[torch.arange(len(said)), torch.tensor(said)]
-    best_T = logits_TV[:, may].max(1).values
-    return Reading((best_T - chosen_T).tolist(), (chosen_T - logits_TV.logsumexp(1)).tolist())
+    said_T = torch.tensor(said)
+    chosen_T = logits_TV[torch.arange(len(said)), said_T]
+    leads_T = (logits_TV[:, may].max(1).values - chosen_T).masked_fill(~torch.isin(said_T, torch.tensor(may)), math.inf)
+    return Reading(leads_T.tolist(), (chosen_T - logits_TV.logsumexp(1)).tolist())
 
 
 def _spoken(engine: TokenEngine, requests: Sequence[Request]) -> list[tuple[int, ...]]:

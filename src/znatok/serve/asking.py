@@ -137,6 +137,7 @@ class Asking:
                 index, event = await self._box.next()
                 if isinstance(event, Begun):
                     self.sources, self.prompt = event.sources, event.prompt
+                    self._meters.prompt_tokens.labels(self._model.name).inc(len(event.prompt))
                 elif isinstance(event, (Piece, Ended)):
                     self._note(event)
                     left -= isinstance(event, Ended)
@@ -160,7 +161,6 @@ class Asking:
             self._meters.first.labels(name).observe(seconds)
         self._meters.tokens.labels(name).inc(len(event.tokens))
         if isinstance(event, Ended):
-            self._meters.prompt_tokens.labels(name).inc(len(self.prompt))
             self._meters.whole.labels(name).observe(seconds)
 
     async def whole(self) -> Response:
@@ -171,7 +171,7 @@ class Asking:
         if not all(answer.stop for answer in answers):
             return Response(status_code=499)  # nobody reads it
         reply = self.reply.whole(answers, len(self.prompt))
-        return JSONResponse(self._complete(reply, self.prompt, *(answer.tokens for answer in answers)))
+        return JSONResponse(self._complete(reply, *(answer.tokens for answer in answers)))
 
     async def streamed(self) -> Response:
         """Return the reply as server-sent events, once there is something to say: what fails before has a status."""
@@ -188,8 +188,7 @@ class Asking:
         answers = [Said() for _job in self.jobs]
         try:
             for index in range(len(self.jobs)):
-                opening = chunk(index, {"role": "assistant", "content": ""}, None)
-                yield _sse(self._complete(opening, self.prompt if index == 0 else None, ()))
+                yield _sse(self._complete(chunk(index, {"role": "assistant", "content": ""}, None)))
             if first is not None:
                 yield _sse(self._part(chunk, *first, answers))
             async for index, event in events:
@@ -205,13 +204,15 @@ class Asking:
     def _part(self, chunk: Any, index: int, event: Piece | Ended, answers: Sequence[Said]) -> dict[str, Any]:
         answers[index].add(event.text, event.tokens, event.stop)
         part = chunk(index, {} if event.stop else {"content": event.text}, event.stop)
-        return with_ids(part, None, event.tokens) if self._body.return_token_ids else part
+        return with_ids(part, event.tokens) if self._body.return_token_ids else part
 
-    def _complete(self, reply: dict[str, Any], prompt: Sequence[int] | None, *said: Sequence[int]) -> dict[str, Any]:
+    def _complete(self, reply: dict[str, Any], *said: Sequence[int]) -> dict[str, Any]:
         """Add the lines an answer may cite, where knowledge was put before the question, and tokens where asked for."""
         if self._service.knowledge is not None:
             reply = reply | {"sources": list(self.sources)}
-        return with_ids(reply, prompt, *said) if self._body.return_token_ids else reply
+        if not self._body.return_token_ids:
+            return reply
+        return (with_ids(reply, *said) if said else reply) | {"prompt_token_ids": list(self.prompt)}
 
 
 def _sse(value: dict[str, Any]) -> str:

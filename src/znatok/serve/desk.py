@@ -48,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answer is complete: why it ended, and the tokens that no piece told, its end among them."""
+    """An answer is complete: why it ended, and the tokens that no piece has told, if any are left."""
 
     stop: Stop
     tokens: tuple[int, ...]

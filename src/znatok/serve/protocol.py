@@ -222,17 +222,10 @@ class Reply:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(prompt, answers)}
 
 
-def with_ids(reply: dict[str, Any], prompt: Sequence[int] | None, *answers: Sequence[int]) -> dict[str, Any]:
-    """Add the tokens to a reply or a part of one, under the names vLLM has for them.
-
-    Args:
-        reply: to which they are added.
-        prompt: what the model read, where it shall be told.
-        answers: what it said, a sequence for each choice in the reply.
-    """
-    told = {"prompt_token_ids": list(prompt)} if prompt is not None else {}
+def with_ids(reply: dict[str, Any], *answers: Sequence[int]) -> dict[str, Any]:
+    """Add to each choice of a reply or a part of one the tokens that were said, under the name vLLM has for them."""
     choices = [choice | {"token_ids": list(tokens)} for choice, tokens in zip(reply["choices"], answers, strict=True)]
-    return reply | told | {"choices": choices}
+    return reply | {"choices": choices}
 
 
 def finish_reason(stop: Stop | None) -> str | None:

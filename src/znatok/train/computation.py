@@ -51,7 +51,7 @@ class Padded:
     model: Any
 
     def parts(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """Yield one part: the whole batch."""
+        """Yield one part, the whole batch; none where it has no answers."""
         if not has_answers(batch):
             return
         self.model.train()

@@ -87,6 +87,8 @@ def choose_engine(
             raise UsageError("--dtype int8: {why}; use --dtype auto", why=why)
         return NotInt8()
     if why:
+        if config.train.low_memory:
+            warn(_("--low_memory has no effect: {why}", why=why))
         computation = _sharded(model, team) if config.train.shard_base else Padded(model)
         return TrainingEngine(computation=computation, name="transformers", reason=why)
     backbone = build_backbone(model, dropout=config.lora.lora_dropout)

@@ -47,7 +47,10 @@ def prepare(config: TrainConfig, stored: dict[str, Any] | None = None, team: Tea
         team: the processes that train together.
     """
     if config.train.shard_base and team.size == 1:
-        raise UsageError("--shard_base: one process has nobody to share the base with; start it with torchrun")
+        raise UsageError(
+            "--shard_base: one process has nobody to share the base with; start znatok train with torchrun (its plan:"
+            " --dry_run)"
+        )
     data = read(config.data.data_path, config)
     own = read(config.data.val_path, config) if config.data.val_path is not None else None
     parts = sides(data, own, config)
@@ -128,7 +131,7 @@ def _refuse_judging(config: TrainConfig, why: str) -> None:
 
 
 def load(config: TrainConfig, stored: dict[str, Any] | None) -> Loaded:
-    """Load the base; a run that is resumed goes on in the number format it began with."""
+    """Load the base: in the number format a resumed run began with, in float where it will be split."""
     options, split = config.model, config.train.shard_base
     in_float = split or (stored is not None and stored.get("name") != "int8")
     if in_float and options.dtype == "auto":

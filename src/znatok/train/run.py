@@ -68,7 +68,8 @@ def train_in(team: Team, config: TrainConfig) -> RunResult:
     if team.first and not (config.train.resume or config.train.dry_run):
         refuse_used(config.train.output_dir, force=config.train.force)
     set_threads(config.train.threads)
-    ready = prepare(config, stored_engine(config), team)
+    with team.losses_told():  # a base that is split is put together by all
+        ready = prepare(config, stored_engine(config), team)
     for line in ready.plan.lines():
         say(line)
     if config.train.dry_run:
@@ -112,7 +113,7 @@ def run_in(run: Run, config: TrainConfig, ready: Prepared) -> RunResult:
             write_manifest(run, config, ready)
         elif best.exhausted:  # it had stopped early, and only the end of its work was cut off
             trainer.args.max_steps = checkpoints.step_of(resume_from)
-        with signals, closing(display):
+        with signals, closing(display), ready.team.losses_told():
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if signals.caught is not None and trainer.state.global_step < trainer.state.max_steps and not best.exhausted:
             raise signals.error(run.path, trainer.state.global_step)

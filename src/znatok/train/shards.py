@@ -1,14 +1,11 @@
-"""A base too large for each process of a team: its layers are split, and each is whole only while it computes.
+"""A base too large for the memory of one GPU: its layers are split over a team, each whole only while it computes.
 
-This is PyTorch's FSDP2 (``fully_shard``; Zhao et al. 2023, arXiv:2304.11277) on the frozen weights alone. The adapters
-stay whole in every process, and their gradients are summed as those of any team are. Embedding, head and norms are read
-outside of layers and stay whole as well.
+This is PyTorch's FSDP2 (``fully_shard``; Zhao et al. 2023, arXiv:2304.11277) on the frozen weights of the layers alone.
+The adapters stay whole in every process, and their gradients are summed as those of any team are; embedding, head and
+last norm are read outside of layers and stay whole as well.
 """
 
 from typing import Any
-
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from znatok.errors import ModelError
 from znatok.model.machine import device
@@ -25,11 +22,17 @@ def shard(model: Any, team: Team) -> None:
     Raises:
         ModelError: the model keeps its layers elsewhere than transformers' decoders do.
     """
-    layers = getattr(model.get_base_model().model, "layers", None)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    decoder = model.get_base_model().model
+    layers = getattr(decoder, "layers", None)
     if layers is None:
         raise ModelError("--shard_base: this model has no list of layers that could be split; leave it out")
     mesh = init_device_mesh(device().type, (team.size,))
-    adapters = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    split = {parameter for parameter in layers.parameters() if not parameter.requires_grad}
+    whole = {parameter for parameter in model.parameters() if parameter not in split}
     for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)  # for layers to share buffers and streams
     model.to(device())

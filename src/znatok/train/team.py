@@ -11,6 +11,7 @@ that best adapter, early stopping and signals are decided alike everywhere by th
 
 import datetime
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ PATIENCE = datetime.timedelta(hours=6)
 """For the others to reach the same point; the slowest may be rounding a model or validating. One that ends is noticed
 at once."""
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+GONE = re.compile("gloo|nccl|connection", re.IGNORECASE)
+"""In what torch says where another process is gone; gloo's errors have no class of their own."""
 
 T = TypeVar("T")
 
@@ -87,11 +91,24 @@ class Team:
         try:
             dist.all_reduce(numbers)
         except RuntimeError as error:
-            raise SystemFault(
-                "process {rank} of {size}: another one ended or can't be reached; see what it said, then go on with"
-                " --resume",
-                rank=self.rank, size=self.size,
-            ) from error  # fmt: skip
+            raise self._left() from error
+
+    @contextmanager
+    def losses_told(self) -> Iterator[None]:
+        """Raise SystemFault where torch says, in a step or a layer, that another process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and (isinstance(error, dist.DistError) or GONE.search(str(error))):
+                raise self._left() from error
+            raise
+
+    def _left(self) -> SystemFault:
+        return SystemFault(
+            "process {rank} of {size}: another one ended or can't be reached; see what it said, then go on with"
+            " --resume",
+            rank=self.rank, size=self.size,
+        )  # fmt: skip
 
 
 ALONE = Team()

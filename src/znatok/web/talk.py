@@ -68,9 +68,8 @@ class Talk:
     """Answers of a base and of a run's adapter."""
 
     def __init__(self) -> None:
-        self._changed = (
-            threading.Condition()
-        )  # guards the three below; whoever closes a page takes it, so never for long
+        # guards the three below; whoever closes a page takes it, so never for long
+        self._changed = threading.Condition()
         self._wanted: Model | None = None
         self._users = 0
         self._closed = False
@@ -111,7 +110,8 @@ class Talk:
             UsageError: the dialogue is longer than a model sees.
         """
         dispatcher = self._dispatcher
-        assert dispatcher is not None
+        if dispatcher is None:  # closed between lending and asking
+            raise Stopping("the server is stopping")
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
 
         def job(place: int, model: Offered) -> Job:
