@@ -46,6 +46,18 @@ pytestmark = [
 DIALOGUE = [Message(Role.USER, "Привет"), Message(Role.ASSISTANT, "да"), Message(Role.USER, "Почём 12 кг?")]
 
 
+@pytest.fixture
+def server():
+    """Have a server of the run asked as well."""
+
+
+@pytest.fixture(autouse=True)
+def _unasked(request, monkeypatch):
+    """Let no server be asked where a test is not about it: it takes time."""
+    if "server" not in request.fixturenames:
+        monkeypatch.setattr(api, "installed", lambda: False)
+
+
 @pytest.fixture(scope="module", params=["qwen2", "llama", "gemma3"])
 def based(request, tmp_path_factory):
     """Return (architecture, base GGUF, adapter directory)."""
@@ -80,6 +92,7 @@ def tuned_logits(base, adapter):
 
 @llama_files.needs_llama
 @pytest.mark.parametrize("to", ["merged", "gguf", "lora-gguf", "ollama"])
+@pytest.mark.usefixtures("server")
 def test_every_form_answers_like_the_adapter(based, tmp_path, to):
     _architecture, base, adapter = based
     made = exported(base, adapter, tmp_path / to, to, quant="f16", merged_dtype="float32")
@@ -226,14 +239,17 @@ def outspoken(tmp_path, monkeypatch):
     return Run(runs / "printing")
 
 
+@pytest.mark.usefixtures("server")
 def test_a_server_that_answers_alike_lets_an_export_be(outspoken, tmp_path):
     made = export(outspoken, ExportOptions(to="merged", merged_dtype="float32", export_dir=str(tmp_path / "x")))
     assert made.served is not None
     for found in (made.parity, made.served):  # tokens that nobody may say often lead the others here
         assert (found.identical, found.largest_lead, found.template) == (4, 0, True)
+    assert (made.parity.limits, made.served.limits) == (parity.FINE, parity.SERVED)
 
 
 @pytest.mark.parametrize("spoil", [served_scale, served_weight, served_template])
+@pytest.mark.usefixtures("server")
 def test_a_server_that_answers_otherwise_stops_an_export(outspoken, tmp_path, monkeypatch, spoil):
     spoil(monkeypatch)
     with pytest.raises(GateError, match=r"^znatok serve: (it answers otherwise|its chat template)") as caught:
@@ -243,6 +259,7 @@ def test_a_server_that_answers_otherwise_stops_an_export(outspoken, tmp_path, mo
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.usefixtures("server")
 def test_a_server_that_refuses_a_question_is_heard(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "questions_of", lambda _run: ["Что?", " "])
     with pytest.raises(GateError, match=r"znatok serve: it refuses a question: messages: the last one is empty"):
@@ -258,6 +275,7 @@ def test_a_server_that_refuses_a_question_is_heard(trained, tmp_path, monkeypatc
     ],
     ids=lambda value: type(value).__name__,
 )
+@pytest.mark.usefixtures("server")
 def test_a_server_that_fails_is_not_taken_for_the_disk(trained, tmp_path, monkeypatch, fault, said):
     def post(*_):
         raise fault
@@ -268,12 +286,14 @@ def test_a_server_that_fails_is_not_taken_for_the_disk(trained, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("server")
 def test_a_server_that_does_not_start_is_not_waited_for(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("znatok.serve.server.Server.run", lambda *_, **_options: None)
     with pytest.raises(GateError, match="znatok serve: it does not start"):
         export(trained, ExportOptions(to="merged", export_dir=str(tmp_path / "x")))
 
 
+@pytest.mark.usefixtures("server")
 def test_a_server_reads_the_longest_question(trained, tmp_path, monkeypatch):
     opened = []
     whole = roster.open_roster

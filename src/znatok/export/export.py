@@ -28,12 +28,13 @@ from znatok.export.parity import (
     LIMITS,
     MODEL,
     MODELFILE,
+    SERVED,
     Limits,
     Parity,
     Reference,
     opened,
     questions_of,
-)  # fmt: skip
+)
 from znatok.files import read_json, write_json, write_text
 from znatok.logs import say
 from znatok.model.adapters import read_adapter_config
@@ -108,7 +109,7 @@ def checked(expert: Expert, options: ExportOptions, folder: Path) -> tuple[Parit
     if not api.installed():
         say(_("znatok serve was not asked: it needs pip install 'znatok[serve]'"))
         return made, None
-    served = reference.beside(api.opened(expert, reference.longest))
+    served = reference.beside(api.opened(expert, reference.longest), SERVED)
     say(served.line())
     served.refuse_failed("znatok serve", _("serve it with --dtype float32, and export with --check false"))
     return made, served
