@@ -95,42 +95,33 @@ def test_a_team_validates_what_one_would(tiny_dir, tmp_path):
 
 
 def test_a_split_base_makes_the_same_adapter(tiny_dir, tmp_path):
-    """Five pairs to train and three to validate: one process has nothing in the last batch, and less to validate."""
+    """Five pairs to train and three to validate: one process has nothing in the last batch, and less to validate.
+
+    One process is killed on the way, the other says so, and both go on.
+    """
     data = tiny.write_pairs(tmp_path / "pairs.jsonl", tiny.PAIRS[:8])
     two, one = tmp_path / "two", tmp_path / "one"
-    options = {"val_share": 0.4, "keep": "best"}
-    given = words(tiny_dir, data, two, per_device_train_batch_size=2, **options)
-    done = together(*given, "--shard_base", "true", cwd=tmp_path)
+    options = {"val_share": 0.4, "keep": "best", "num_train_epochs": 20}
+    given = [*words(tiny_dir, data, two, per_device_train_batch_size=2, **options), "--shard_base", "true"]
+    with members(*given, cwd=tmp_path) as (first, second):
+        wait_for_steps(two, 4)
+        second.kill()
+        _out, said = first.communicate(timeout=120)
+    assert first.returncode == 5
+    assert "pairs: 5 to train, 3 to validate" in said
+    assert "engine: transformers, the base is split over 2 processes" in said
+    assert "error: process 0 of 2: another one ended or can't be reached" in said
+    assert "Traceback" not in said
+    assert "another one ended" in Run(two).read_status()["error"]
+    done = together(*given, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "pairs: 5 to train, 3 to validate" in done.stderr
-    assert "engine: transformers, the base is split over 2 processes" in done.stderr
+    assert "going on from" in done.stderr
     given = words(tiny_dir, data, one, per_device_train_batch_size=4, **options)
     assert helpers.script("znatok", *given, cwd=tmp_path).returncode == 0
     same(two, one)
     for rows in (helpers.losses, lambda run: [row["val_loss"] for row in helpers.validations(run)]):
         assert rows(two) == pytest.approx(rows(one), rel=1e-4)
     assert Run(two).read_manifest()["engine"]["name"] == "transformers"
-
-
-def test_a_split_base_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, tmp_path):
-    options = {"per_device_train_batch_size": 1, "lora_dropout": 0.2, "num_train_epochs": 4, "val_share": 0}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    split = ["--shard_base", "true"]
-    assert together(*words(tiny_dir, nine, whole, **options), *split, cwd=tmp_path).returncode == 0
-    given = [*words(tiny_dir, nine, cut, save_steps=2, **options), *split]
-    with members(*given, cwd=tmp_path) as (first, second):
-        wait_for_steps(cut, 3)
-        second.kill()
-        _out, said = first.communicate(timeout=120)
-    assert first.returncode == 5
-    assert "error: process 0 of 2: another one ended or can't be reached" in said
-    assert "Traceback" not in said
-    assert "another one ended" in Run(cut).read_status()["error"]
-    assert len(helpers.rows(cut)) < len(helpers.rows(whole))
-    done = together(*given, "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    ours, theirs = helpers.adapter(cut), helpers.adapter(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 SPLIT = """
@@ -150,7 +141,9 @@ with join() as team:
     model(torch.tensor([[5, 6, 7]])).logits.sum().backward()
     assert held() == before
     assert not any(hasattr(p, "to_local") for p in model.parameters() if p.requires_grad)
-    print("shares", team.each(before), whole)
+    shares = team.each(before)
+    if team.first:
+        print("shares", shares, whole)
 """
 
 
