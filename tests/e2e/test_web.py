@@ -79,6 +79,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     tiny.save_tiny(folder / "base", **serving.SPREAD)
     save_parrot(folder / "parrot")
+    tiny.save_endless(folder / "endless")
     tiny.write_pairs(folder / "pairs.jsonl", [*tiny.PAIRS, ("Что это?", SCRIPT)])
     spoilt = [
         '{"prompt": "Что?", "response": "Да."}',
@@ -362,6 +363,21 @@ def test_tabs_reloads_the_back_button_and_a_lost_connection_leave_the_page_in_or
         page.context.set_offline(False)
     ask(page, folder / "parrot")
     see(page, "chat-talk", ANSWERED)
+
+
+def test_a_new_dialogue_is_empty_though_an_answer_was_being_given(page, folder):
+    for moment in (0, 150, 300):  # milliseconds into the answer
+        page.reload()
+        tab(page, "Chat")
+        page.get_by_text("how answers are drawn").click()
+        fill(page, "chat-longest", 1024)
+        ask(page, folder / "endless")
+        page.locator("#chat-talk [data-testid=bot]").first.wait_for()
+        page.wait_for_timeout(moment)
+        page.locator("#chat-clear").click()
+        page.locator("#chat-talk [data-testid=bot]").first.wait_for(state="detached", timeout=20_000)
+        page.wait_for_timeout(300)  # nothing of the old one comes late
+        assert page.locator("#chat-talk :is([data-testid=bot], [data-testid=user])").count() == 0, moment
 
 
 def test_nothing_is_cut_off_on_a_phone(browser, web):

@@ -41,7 +41,7 @@ from znatok.web.page import build_page
 from znatok.web.report_tab import framed, report_of
 from znatok.web.run import build_app
 from znatok.web.studio import Studio, told
-from znatok.web.talk import Question, Talk
+from znatok.web.talk import FRAME, Question, Talk
 from znatok.web.train_tab import FIELDS
 
 QUICK = SampleOptions(temperature=0.0, max_new_tokens=8)
@@ -277,6 +277,19 @@ def answered(talk, model, question):
     """Return the whole answer."""
     ((said,), *_) = reversed(list(talk.stream([model], question)))
     return said
+
+
+def test_a_browser_is_not_sent_every_token(world, talk):
+    with talk.opened(str(world[0] / "base"), None) as (model,):
+        begun = time.monotonic()
+        seen = [
+            said.text
+            for (said,) in talk.stream([model], Question("Что?", SampleOptions(temperature=1.0, max_new_tokens=200), 1))
+        ]
+        taken = time.monotonic() - begun
+    assert len(seen) <= taken / FRAME + 2
+    assert seen == sorted(seen, key=len)
+    assert len(seen[-1]) > 200  # an answer long enough to have come in pieces
 
 
 def test_one_model_is_held_at_a_time(world, talk):
@@ -518,6 +531,16 @@ def test_the_page_is_built_for_an_empty_folder(tmp_path):
     page = build_page(Studio(tmp_path))
     labels = {block.label for block in page.blocks.values() if isinstance(block, gr.Tab)}
     assert labels == {"Data", "Train", "Compare", "Chat", "Report", "Export"}
+
+
+def test_what_is_under_way_is_stopped_before_the_same_button_does_anything_else(tmp_path):
+    """Gradio runs a button's events one after the other: what was emptied first was filled again by the answer."""
+    page = build_page(Studio(tmp_path))
+    stopping = [one for one in page.fns.values() if one.cancels]
+    assert len(stopping) == 2  # Stop and New dialogue
+    for stop in stopping:
+        same = [one for one in page.fns.values() if set(one.targets) & set(stop.targets)]
+        assert all(one.fn is None for one in same[: same.index(stop)])
 
 
 def test_only_tabs_stand_among_the_tabs(tmp_path):  # anything else there leaves the page without its tabs

@@ -42,7 +42,7 @@ def chat_tab(studio: Studio) -> Any:
         with gr.Accordion(_("how answers are drawn"), open=False):
             temperature = gr.Slider(0, 2, USUAL.temperature, step=0.05, label="temperature")
             top_p = gr.Slider(0.05, 1, USUAL.top_p, step=0.05, label="top_p")
-            longest = gr.Slider(16, 1024, USUAL.max_new_tokens, step=16, label="max_new_tokens")
+            longest = gr.Slider(16, 1024, USUAL.max_new_tokens, step=16, label="max_new_tokens", elem_id="chat-longest")
             seed = gr.Number(42, precision=0, minimum=0, label="seed")
             cost = gr.State(None)
 
@@ -74,11 +74,11 @@ def chat_tab(studio: Studio) -> Any:
 
     asking = [text, talk, cost, run, voice, knowledge, temperature, top_p, longest, seed]
     outputs = [talk, text, cost]
-    running: list[Any] = [
-        event(told(answered), asking, outputs, show_progress="minimal") for event in (send.click, text.submit)
-    ]
+    # one event, however it is set off: who presses Enter while an answer is being given doesn't get a second one
+    running: Any = gr.on([send.click, text.submit], told(answered), asking, outputs, show_progress="minimal")
     stop.click(None, cancels=running)
-    clear.click(lambda: ([], None), None, [talk, cost], cancels=running)
+    clear.click(None, cancels=running)  # first of the two, and by itself: Gradio would else empty the page, then stop
+    clear.click(lambda: ([], None), None, [talk, cost])
     return run
 
 

@@ -20,12 +20,16 @@ from znatok.tokens.chat import Message, dialogue
 PATIENCE = 3600.0  # seconds an answer may take
 CONTEXT = 4096
 QUEUE = 64
+FRAME = 0.1  # seconds between two looks at an answer: shown every token, a browser falls behind and obeys no button
 
 Stamp = tuple[tuple[int, ...], ...]
 """Of files: another one once they have changed."""
 
 Model = tuple[str, Path | None, Stamp]
 """A base, the run on it if any, and its adapter's stamp: training may have gone on."""
+
+Heard = tuple[int, Event]
+"""Which of the models that were asked, and what happened to its answer."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,15 @@ class Talk:
     def stream(self, models: Sequence[Offered], question: Question) -> Iterator[list[Said]]:
         """Yield the answers of models that are lent as they grow, asked at once; closing the iterator gives them up.
 
+        What comes within ``FRAME`` seconds is yielded together.
+
         Raises:
             UsageError: the dialogue is longer than a model sees.
         """
         dispatcher = self._dispatcher
         if dispatcher is None:  # closed between lending and asking
             raise Stopping("the server is stopping")
-        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        events: queue.SimpleQueue[Heard] = queue.SimpleQueue()
 
         def job(place: int, model: Offered) -> Job:
             compose = functools.partial(self._compose, model, question)
@@ -123,11 +129,12 @@ class Talk:
         answers = [Said() for _ in jobs]
         try:
             while not all(said.ended for said in answers):
-                place, event = events.get()
-                if isinstance(event, Failed):
-                    raise event.error
-                answers[place].hear(event)
+                for place, event in [events.get(), *emptied(events)]:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    answers[place].hear(event)
                 yield answers
+                time.sleep(FRAME)
         finally:
             for one in jobs:
                 dispatcher.cancel(one)
@@ -172,6 +179,13 @@ class Talk:
         if path not in self._knowledge or self._knowledge[path][0] != now:
             self._knowledge[path] = now, open_knowledge(Path(path))
         return self._knowledge[path][1]
+
+
+def emptied(events: queue.SimpleQueue[Heard]) -> Iterator[Heard]:
+    """Yield what has come by now, without waiting."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield events.get_nowait()
 
 
 def stamp(*paths: Path | None) -> Stamp:
