@@ -1,65 +1,26 @@
-"""Several processes train what one would: the same adapter for the same batches, and stop, resume and fail together."""
+"""Several processes train what one would: the same adapter for the same batches, and fail together."""
 
 import os
 import re
 import resource
-import signal
-import socket
 import subprocess
-import sys
-import time
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 import helpers
 import tiny
+from teams import TORCHRUN, members, same, together, wait_for_steps, words
 from znatok.runs import Run
 from znatok.tokens.collate import IGNORE, Collator
 from znatok.train.batches import LengthGroupedBatches
 from znatok.train.team import Team
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "znatok"]
-
-
-def words(model, data, run, **options):
-    fixed = {"model_name": model, "data_path": data, "output_dir": run, "threads": 1, "dtype": "float32"}
-    fixed |= {"learning_rate": 5e-3, "num_train_epochs": 2, "lora_dropout": 0.0, "recipe": "seed"}
-    return ["train", *(part for name, value in (fixed | options).items() for part in (f"--{name}", str(value)))]
-
-
-def together(*given, cwd):
-    """Train with two processes; return the completed launcher."""
-    return subprocess.run(
-        [*TORCHRUN, *given],
-        cwd=cwd,
-        env=helpers.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def nine(tmp_path_factory):
     """Return a file of nine pairs; in batches of four the last is one pair, and one process has none."""
     return tiny.write_pairs(tmp_path_factory.mktemp("nine") / "pairs.jsonl", tiny.PAIRS[:9])
-
-
-def same(run, other):
-    ours, theirs = helpers.adapter(run), helpers.adapter(other)
-    assert ours.keys() == theirs.keys()
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 2e-5
-    assert max(float(weights.abs().max()) for weights in ours.values()) > 1e-3  # or all would be the same
-
-
-def wait_for_steps(run, count):
-    metrics, deadline = Run(run).metrics, time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= count):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -94,36 +55,6 @@ def test_a_team_validates_what_one_would(tiny_dir, tmp_path):
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
 
 
-def test_a_split_base_makes_the_same_adapter(tiny_dir, tmp_path):
-    """Five pairs to train and three to validate: one process has nothing in the last batch, and less to validate.
-
-    One process is killed on the way, the other says so, and both go on.
-    """
-    data = tiny.write_pairs(tmp_path / "pairs.jsonl", tiny.PAIRS[:8])
-    two, one = tmp_path / "two", tmp_path / "one"
-    options = {"val_share": 0.4, "keep": "best", "num_train_epochs": 20}
-    given = [*words(tiny_dir, data, two, per_device_train_batch_size=2, **options), "--shard_base", "true"]
-    with members(*given, cwd=tmp_path) as (first, second):
-        wait_for_steps(two, 4)
-        second.kill()
-        _out, said = first.communicate(timeout=120)
-    assert first.returncode == 5
-    assert "pairs: 5 to train, 3 to validate" in said
-    assert "engine: transformers, the base is split over 2 processes" in said
-    assert "error: process 0 of 2: another one ended or can't be reached" in said
-    assert "Traceback" not in said
-    assert "another one ended" in Run(two).read_status()["error"]
-    done = together(*given, "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
-    given = words(tiny_dir, data, one, per_device_train_batch_size=4, **options)
-    assert helpers.script("znatok", *given, cwd=tmp_path).returncode == 0
-    same(two, one)
-    for rows in (helpers.losses, lambda run: [row["val_loss"] for row in helpers.validations(run)]):
-        assert rows(two) == pytest.approx(rows(one), rel=1e-4)
-    assert Run(two).read_manifest()["engine"]["name"] == "transformers"
-
-
 SPLIT = """
 import tiny, torch
 from znatok.config import LoraOptions
@@ -154,51 +85,6 @@ def test_each_process_holds_its_share_of_the_layers(tmp_path):
     done = subprocess.run(launcher, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     shares, whole = re.search(r"shares \[(.+)\] (\d+)", done.stdout).groups()
     assert [float(share) for share in shares.split(", ")] == pytest.approx([int(whole) / 2] * 2, rel=0.02)
-
-
-def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, nine, tmp_path):
-    options = {"per_device_train_batch_size": 1, "lora_dropout": 0.2, "num_train_epochs": 12, "val_share": 0}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert together(*words(tiny_dir, nine, whole, **options), cwd=tmp_path).returncode == 0
-    given = words(tiny_dir, nine, cut, **options)
-    process = subprocess.Popen(
-        [*TORCHRUN, *given], cwd=tmp_path, env=helpers.environment(), stderr=subprocess.PIPE, text=True
-    )
-    wait_for_steps(cut, 4)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert helpers.status(cut) == "interrupted"
-    assert len(helpers.rows(cut)) < len(helpers.rows(whole))
-    done = together(*given, "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert helpers.adapter_bytes(cut) == helpers.adapter_bytes(whole)
-    alone = helpers.script("znatok", *given, "--resume", cwd=tmp_path)
-    assert alone.returncode == 2
-    assert "processes: 2 → 1" in alone.stderr
-
-
-@contextmanager
-def members(*given, cwd):
-    """Start two processes as a launcher would, but one that leaves them alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in (0, 1):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = helpers.environment(**{name: str(value) for name, value in own.items()})
-        started.append(
-            subprocess.Popen(
-                helpers.command("znatok", *given), env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True
-            )
-        )
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
 
 
 def test_the_others_are_told_when_one_is_killed(tiny_dir, nine, tmp_path):
