@@ -332,6 +332,16 @@ def ask(page, voice, run=None):
     page.locator("#chat-send").click()
 
 
+def ready_for_a_long_answer(page, voice):
+    """Prepare a question in the chat whose answer takes a second or two."""
+    page.bring_to_front()
+    tab(page, "Chat")
+    page.get_by_text("how answers are drawn").click()
+    fill(page, "chat-longest", 1024)
+    fill(page, "chat-voice", voice)
+    fill(page, "chat-text", ASKED)
+
+
 @pytest.fixture
 def second(folder):
     """A run that is gone when the test is over: others expect to find their own chosen."""
@@ -365,13 +375,27 @@ def test_tabs_reloads_the_back_button_and_a_lost_connection_leave_the_page_in_or
     see(page, "chat-talk", ANSWERED)
 
 
+def test_two_tabs_are_answered_at_the_same_time(page, web, folder):
+    """The second waited until the first had its whole answer."""
+    other = opened(page.context, web)
+    for one in (page, other):
+        ready_for_a_long_answer(one, folder / "endless")
+    for one in (page, other):
+        one.locator("#chat-send").click()
+    other.locator("#chat-talk [data-testid=bot]").wait_for()
+    so_far = len(page.locator("#chat-talk [data-testid=bot]").inner_text())
+    page.wait_for_function(
+        "so_far => document.querySelector('#chat-talk [data-testid=bot]').innerText.length > so_far",
+        arg=so_far,
+        timeout=20_000,
+    )
+
+
 def test_a_new_dialogue_is_empty_though_an_answer_was_being_given(page, folder):
     for moment in (0, 150, 300):  # milliseconds into the answer
         page.reload()
-        tab(page, "Chat")
-        page.get_by_text("how answers are drawn").click()
-        fill(page, "chat-longest", 1024)
-        ask(page, folder / "endless")
+        ready_for_a_long_answer(page, folder / "endless")
+        page.locator("#chat-send").click()
         page.locator("#chat-talk [data-testid=bot]").first.wait_for()
         page.wait_for_timeout(moment)
         page.locator("#chat-clear").click()

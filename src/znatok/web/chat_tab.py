@@ -13,7 +13,7 @@ from znatok.errors import UsageError, _
 from znatok.lexicon import language_of
 from znatok.tokens.chat import Message, Role
 from znatok.web.forms import changing
-from znatok.web.studio import Studio, told
+from znatok.web.studio import AT_ONCE, Studio, told
 from znatok.web.talk import Question
 
 Turn = dict[str, str]
@@ -75,7 +75,9 @@ def chat_tab(studio: Studio) -> Any:
     asking = [text, talk, cost, run, voice, knowledge, temperature, top_p, longest, seed]
     outputs = [talk, text, cost]
     # one event, however it is set off: who presses Enter while an answer is being given doesn't get a second one
-    running: Any = gr.on([send.click, text.submit], told(answered), asking, outputs, show_progress="minimal")
+    running: Any = gr.on(
+        [send.click, text.submit], told(answered), asking, outputs, show_progress="minimal", concurrency_limit=AT_ONCE
+    )
     stop.click(None, cancels=running)
     clear.click(None, cancels=running)  # first of the two, and by itself: Gradio would else empty the page, then stop
     clear.click(lambda: ([], None), None, [talk, cost])

@@ -13,7 +13,7 @@ from znatok.config import SampleOptions
 from znatok.errors import UsageError, _
 from znatok.runs import Run
 from znatok.web.forms import changing
-from znatok.web.studio import Studio, told
+from znatok.web.studio import AT_ONCE, Studio, told
 from znatok.web.talk import Question
 
 VOTES = "votes.jsonl"
@@ -55,7 +55,10 @@ class CompareTab:
         verdict = gr.Markdown(elem_id="compare-verdict")
         state = gr.State(None)
         ask.click(
-            told(self.both), [self.run, question, blind, seed, temperature, longest], [left, right, state, verdict]
+            told(self.both),
+            [self.run, question, blind, seed, temperature, longest],
+            [left, right, state, verdict],
+            concurrency_limit=AT_ONCE,
         )
         for vote, button in buttons.items():
             button.click(told(self.voting(vote)), state, [verdict, state])

@@ -19,6 +19,7 @@ from znatok.web.jobs import Jobs
 from znatok.web.talk import Talk
 
 UPLOADS = "uploads"
+AT_ONCE = 8  # pages that are answered at the same time, all by one model
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
