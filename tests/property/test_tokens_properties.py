@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from znatok.data.schema import Pair
 from znatok.errors import DataError
-from znatok.generate.text import TextStream
+from znatok.generate.text import TextStream, spelled
 from znatok.tokens.chat import ChatFormat, Message, Role, dialogue
 from znatok.tokens.encode import EncodeRule, encode_pairs
 
@@ -40,6 +40,23 @@ def byte_tokens():
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
+
+
+@given(words, st.booleans())
+@example("Привет", True)
+@few
+def test_spelled_tokens_are_the_bytes_of_a_text(text, gemma):
+    text = unicodedata.normalize("NFC", text)
+    tokenizer = byte_tokens() if gemma else tiny.tiny_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert b"".join(spelled(tokenizer, token) for token in ids) == text.encode()
+
+
+@pytest.mark.parametrize("tokenizer", [byte_tokens(), tiny.tiny_tokenizer()], ids=["bytes", "bpe"])
+def test_every_token_is_spelled(tokenizer):
+    found = [spelled(tokenizer, token) for token in range(len(tokenizer))]
+    assert {bytes([byte]) for byte in range(256)} <= set(found)
+    assert tokenizer.eos_token.encode() in found
 
 
 def streamed(tokenizer, ids):

@@ -245,6 +245,7 @@ def test_a_server_that_answers_alike_lets_an_export_be(outspoken, tmp_path):
     assert made.served is not None
     for found in (made.parity, made.served):  # tokens that nobody may say often lead the others here
         assert (found.identical, found.largest_lead, found.template) == (4, 0, True)
+        assert found.drift < 1e-4  # the server told how likely its tokens were
     assert (made.parity.limits, made.served.limits) == (parity.FINE, parity.SERVED)
 
 

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from znatok.config import SampleOptions
 from znatok.generate import sampling
-from znatok.generate.sampling import draw
+from znatok.generate.sampling import chances, draw
 
 LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, -torch.inf]
 
@@ -32,6 +34,14 @@ def test_temperature_zero_takes_the_likeliest_and_draws_nothing():
     before = source.get_state()
     assert draw(torch.tensor([0.0, 3.0, 2.9]), SampleOptions(temperature=0), (), source) == 1
     assert torch.equal(source.get_state(), before)
+
+
+def test_chances_are_of_the_whole_distribution_and_begin_with_what_was_said():
+    logits = torch.tensor([0.5, -torch.inf, 2.0, 1.0])
+    told = chances(logits, 0, 2)
+    assert [token for token, _logprob in told] == [0, 2, 3]
+    assert [logprob for _token, logprob in told] == pytest.approx([float(logits.log_softmax(0)[i]) for i in (0, 2, 3)])
+    assert chances(logits, 1, 0) == ((1, -math.inf),)
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-9, 1e-4])

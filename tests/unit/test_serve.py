@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import torch
 
 import serving
 from serving import SHORT, asked, open_service, raw, served, wait_until, write_run
@@ -166,8 +167,64 @@ def test_tokens_up_to_a_stop_string_are_all_that_were_said(client):
     assert 0 < len(said) == cut.usage.completion_tokens < 12
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("sample", [{}, {"temperature": 1.3, "top_p": 0.9, "frequency_penalty": 1.0}], ids=str)
+def test_how_likely_tokens_were_is_what_the_model_thinks(world, client, sample, seed):
+    """Of what it said and of the best in its place, before anything was penalised or cut off."""
+    base, runs = world
+    reply = ask(client, logprobs=True, top_logprobs=20, seed=seed, **sample, **TOLD)
+    (choice,) = reply.choices
+    told = choice.logprobs.content
+    expert = open_expert(ModelOptions(model_name=str(base), dtype="float32"), Run(runs / "printing"), "", "torch")
+    ids = [*reply.prompt_token_ids, *choice.token_ids]
+    with expert.weights(Voice.TUNED) as model, torch.no_grad():
+        wanted_TV = model(torch.tensor([ids])).logits[0, len(reply.prompt_token_ids) - 1 : -1].log_softmax(-1)
+    assert [one.logprob for one in told] == pytest.approx(
+        [float(row_V[token]) for row_V, token in zip(wanted_TV, choice.token_ids, strict=True)], abs=1e-4
+    )
+    for one, row_V in zip(told, wanted_TV, strict=True):
+        assert [best.logprob for best in one.top_logprobs] == pytest.approx(row_V.topk(20).values.tolist(), abs=1e-4)
+        assert bytes(one.top_logprobs[0].bytes) == by_name(expert.chat.tokenizer, int(row_V.argmax()))
+    if not sample:  # drawn greedily, of what may be said at all
+        assert any(one.token == one.top_logprobs[0].token for one in told)
+
+
+def by_name(tokenizer, token):
+    """Return a token's bytes, from the vocabulary's own spelling of them; rows of padding have none."""
+    name = tokenizer.convert_ids_to_tokens(token) or ""
+    return name.encode() if token in tokenizer.all_special_ids else bytes(byte_of(letter) for letter in name)
+
+
+def byte_of(letter):
+    """Return the byte GPT-2's tokenizers write as a letter: their own where it can be seen, else those from 256 on."""
+    unseen = [byte for byte in range(256) if not (33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255)]
+    return unseen[ord(letter) - 256] if ord(letter) >= 256 else ord(letter)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_is_told_of_tokens_spells_the_text_and_is_streamed_with_it(client, n):
+    order = {"seed": 7, "temperature": 1.0, "max_tokens": 40, "n": n, "logprobs": True, "top_logprobs": 2}
+    whole, chunks = ask(client, **order), list(ask(client, **order, stream=True))
+    assert sum(len(choice.logprobs.content) for choice in whole.choices) == whole.usage.completion_tokens
+    assert all(chunk.choices[0].logprobs is None for chunk in chunks[:n])  # nothing is said in them
+    for choice in whole.choices:
+        parts = [chunk.choices[0] for chunk in chunks[n:] if chunk.choices[0].index == choice.index]
+        assert [one for part in parts for one in part.logprobs.content] == choice.logprobs.content
+        spelled = b"".join(bytes(one.bytes) for one in choice.logprobs.content).decode(errors="replace")
+        assert choice.message.content in spelled
+        assert all(len(one.top_logprobs) == 2 for one in choice.logprobs.content)
+        assert all(one.logprob <= 0 for one in choice.logprobs.content)
+
+
+def test_whoever_asks_for_probabilities_is_told_the_same_text(client):
+    order = {"seed": 7, "temperature": 1.0, "max_tokens": 40}
+    assert text(ask(client, **order, logprobs=True)) == text(ask(client, **order))
+    assert ask(client, **order, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+
+
 def test_tokens_are_told_to_nobody_else(client):
     reply = ask(client)
+    assert reply.choices[0].logprobs is None
     assert not hasattr(reply, "prompt_token_ids")
     assert not hasattr(reply.choices[0], "token_ids")
     assert all(not hasattr(chunk.choices[0], "token_ids") for chunk in ask(client, stream=True))
@@ -329,8 +386,9 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 5}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"logprobs": 2}, "logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),

@@ -229,6 +229,15 @@ def test_llama_cpps_time_runs_out_too(bases, monkeypatch):
         assert asked(url, {**ORDER, "max_tokens": 1})[0] == 200
 
 
+@llama_files.needs_llama
+@pytest.mark.parametrize("stream", [False, True])
+def test_llama_cpp_tells_no_probabilities_and_says_so(bases, stream):
+    with served(opened(bases, "llamacpp")) as url:
+        status, body = asked(url, {**ORDER, "logprobs": True, "stream": stream})
+        assert (status, body["error"]["param"]) == (400, "logprobs")
+        assert "start the server with --engine torch" in body["error"]["message"]
+
+
 def test_what_comes_to_nothing_leaves_no_thread_and_no_connection(bases, monkeypatch):
     service = opened(bases, queue=2, timeout=0.2)
     slowed(service, monkeypatch, 0.05)

@@ -59,7 +59,7 @@ def opened(expert: Expert, longest: int) -> Iterator[Export]:
     try:
         app = build_app(Service(roster, dispatcher, SampleOptions(), PATIENCE), {HOST}, None)
         with _at_a_port(app, lambda _asked: dispatcher.give_up()) as port:
-            client = _Client(port, list(roster.models)[-1])
+            client = _Client(port, list(roster.models)[-1], logprobs=roster.in_torch)
             yield Export(f"znatok serve ({roster.engine}, {roster.format})", client.hear, [client.render])
     finally:
         dispatcher.give_up()
@@ -70,8 +70,9 @@ def opened(expert: Expert, longest: int) -> Iterator[Export]:
 class _Client:
     """Asks for the likeliest tokens; the server is to find the system message by itself."""
 
-    def __init__(self, port: int, model: str) -> None:
-        self._port, self._model = port, model
+    def __init__(self, port: int, model: str, *, logprobs: bool) -> None:
+        """Ask a model at a port, also how likely its tokens are where the server tells it."""
+        self._port, self._model, self._logprobs = port, model, logprobs
 
     def hear(self, requests: Sequence[Request]) -> list[Heard]:
         pool = ThreadPoolExecutor(AT_ONCE)
@@ -79,8 +80,13 @@ class _Client:
             replies = list(pool.map(lambda request: self._ask(request.messages, TOKENS), requests))
         finally:  # the first that fails ends it, as Ctrl-C does: nobody waits for the others
             pool.shutdown(wait=False, cancel_futures=True)
-        said = [tuple(reply["choices"][0]["token_ids"]) for reply in replies]
-        return [Heard(tokens, [math.nan] * len(tokens)) for tokens in said]
+        return [self._heard(reply["choices"][0]) for reply in replies]
+
+    def _heard(self, choice: dict[str, Any]) -> Heard:
+        tokens = tuple(choice["token_ids"])
+        if not self._logprobs:
+            return Heard(tokens, [math.nan] * len(tokens))
+        return Heard(tokens, [told["logprob"] for told in choice["logprobs"]["content"]])
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         return list(self._ask(messages, 1)["prompt_token_ids"])
@@ -92,6 +98,7 @@ class _Client:
             "temperature": 0,
             "max_tokens": longest,
             "return_token_ids": True,
+            "logprobs": self._logprobs,
         }
         try:
             status, body = self._post(json.dumps(order))

@@ -71,7 +71,7 @@ class Limits:
 FINE = Limits(lead=0.5, drift=0.05)
 LIMITS = {"q4_k_m": Limits(lead=1.0, drift=0.05)}
 """By the number format of a file; every other export answers within :data:`FINE`."""
-SERVED = Limits(lead=1.0, drift=0.05)
+SERVED = Limits(lead=1.0, drift=0.1)
 """Of a server, which computes in int8 where that is fast: a base that came in four bits is rounded once more."""
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from znatok.config import SampleOptions
 from znatok.errors import UsageError
-from znatok.generate.text import StopCutter, TextStream
+from znatok.generate.text import StopCutter, TextStream, spelled
 from znatok.tokens.chat import ChatFormat, Message, looks_like_control
 
 DEFAULT_SAMPLE = SampleOptions()
@@ -37,11 +37,20 @@ class Stop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A dialogue to be continued, and how."""
+    """A dialogue to be continued, and how.
+
+    Attributes:
+        messages: the dialogue.
+        sample: how the answer is drawn.
+        seed: the same.
+        likeliest: how many tokens were the likeliest in the place of each that is said is to be told, and how likely
+            they and it were; None tells nothing. In torch only.
+    """
 
     messages: tuple[Message, ...]
     sample: SampleOptions = DEFAULT_SAMPLE
     seed: int = 42
+    likeliest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,7 @@ class TokenEngine(ABC):
     def __init__(self, chat: ChatFormat, context: int) -> None:
         self._chat = chat
         self._context = context  # tokens the model sees, prompt and answer together
+        self._spelled: dict[int, bytes] = {}
 
     @abstractmethod
     def tokens(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, Stop | None]]:
@@ -139,6 +149,12 @@ class TokenEngine(ABC):
     def fits(self, request: Request) -> bool:
         """Tell whether the model sees the whole dialogue and an answer of full length."""
         return len(self.prompt_ids(request)) + request.sample.max_new_tokens <= self._context
+
+    def spelled(self, token: int) -> bytes:
+        """Return what a token stands for, in UTF-8; alone it may be a part of a character."""
+        if token not in self._spelled:
+            self._spelled[token] = spelled(self._chat.tokenizer, token)
+        return self._spelled[token]
 
     def speech(self, stops: Sequence[str] = ()) -> Speech:
         """Return what turns the tokens of one answer into text, up to any of the strings ``stops``."""

@@ -10,6 +10,9 @@ from znatok.config import SampleOptions
 SHORTLIST = 1024  # tokens sorted for top_p before the whole vocabulary has to be
 COLDEST = 1e-4  # logits divided by less may overflow float32
 
+Chances = tuple[tuple[int, float], ...]
+"""Tokens with the natural logarithms of their probabilities: first the one that was said, then the likeliest."""
+
 
 def draw(scores_V: Tensor, sample: SampleOptions, said: Sequence[int], generator: torch.Generator) -> int:
     """Draw the next token.
@@ -30,6 +33,20 @@ def draw(scores_V: Tensor, sample: SampleOptions, said: Sequence[int], generator
     scaled_V = scores_V / sample.temperature
     share, ids = _nucleus(scaled_V, min(sample.top_k or len(scaled_V), len(scaled_V)), sample.top_p)
     return int(ids[torch.multinomial(share, 1, generator=generator)])
+
+
+def chances(logits_V: Tensor, token: int, likeliest: int) -> Chances:
+    """Tell how likely a token was, and which were the likeliest.
+
+    Args:
+        logits_V: as the model gave them, shape (V,): nothing penalised, banned or cut off.
+        token: what was drawn.
+        likeliest: how many others to tell; the token itself may be among them.
+    """
+    logprobs_V = logits_V.float().log_softmax(0)
+    best = logprobs_V.topk(likeliest)
+    others = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return (token, float(logprobs_V[token])), *others
 
 
 def _penalise(scores_V: Tensor, sample: SampleOptions, said: Sequence[int]) -> None:

@@ -1,10 +1,16 @@
 """Text that arrives token by token."""
 
+import re
 from collections.abc import Sequence
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from znatok.tokens.chat import Tokenizer
 
 CONTEXT = 8  # tokens kept when decoding restarts: some tokenizers decode a token by what stands before it
+
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how tokenizers without a letter for each byte write one
+LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}  # how GPT-2 and its heirs write all
 
 
 class TextStream:
@@ -52,6 +58,21 @@ class TextStream:
 
     def _decode(self, start: int) -> str:
         return self._tokenizer.decode(self._ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def spelled(tokenizer: Tokenizer, token: int) -> bytes:
+    """Return what a token stands for, in UTF-8: alone it may be a part of a character, or nothing, as a row of padding.
+
+    Some tokenizers decode a token otherwise at the beginning of a text, so it is decoded behind another one.
+    """
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    text, told = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in ([*before, token], before))
+    if "�" not in text:
+        return text[len(told) :].encode()
+    name = tokenizer.convert_ids_to_tokens(token)
+    if byte := BYTE.fullmatch(name):
+        return bytes([int(byte[1], 16)])
+    return bytes(LETTERS[letter] for letter in name) if LETTERS.keys() >= set(name) else name.encode()
 
 
 class StopCutter:

@@ -21,7 +21,7 @@ from torch import Tensor
 from znatok.fast.kernels import rows_apart
 from znatok.generate.engine import Request, Stop, TokenEngine, sayable
 from znatok.generate.rows import INT8_SLOTS, ROW_ATTENTION, SLOTS, RowCache
-from znatok.generate.sampling import draw
+from znatok.generate.sampling import Chances, chances, draw
 from znatok.model.backbone import build_backbone, is_rounded, obstacle
 from znatok.tokens.chat import ChatFormat
 
@@ -132,12 +132,14 @@ class TorchEngine(TokenEngine):
         return hidden
 
     @torch.inference_mode()
-    def _take(self, row: _Row, logits_V: Tensor) -> tuple[int, Stop | None]:
-        """Draw a row's next token; tell why it ends with it, if it does."""
+    def _take(self, row: _Row, logits_V: Tensor) -> tuple[int, Stop | None, Chances | None]:
+        """Draw a row's next token; tell why it ends with it, if it does, and how likely it was, if that was asked."""
         scores_V = logits_V.float().masked_fill(self._banned_V, -torch.inf)
         token = draw(scores_V, row.request.sample, row.said, row.generator)
         row.said.append(token)
-        return token, self._stop(token, len(row.said), row.limit)
+        likeliest = row.request.likeliest
+        told = None if likeliest is None else chances(logits_V, token, likeliest)
+        return token, self._stop(token, len(row.said), row.limit), told
 
     def _banned_tokens(self) -> Tensor:
         """Return a mask (V,) of what must never be said: control tokens that end nothing, and padding rows."""
@@ -160,6 +162,8 @@ class Together:
         self._rows: list[_Row | None] = [None] * engine._slots
         self.settled = engine._fast
         """Whether it keeps to the adapters it began with; else they have to be on or off as they were then."""
+        self.chances: Chances | None = None
+        """Of the token that came last, and the likeliest in its place; None where its request asks for none."""
 
     @property
     def size(self) -> int:
@@ -198,7 +202,7 @@ class Together:
     def _said(self, slot: int, logits_V: Tensor) -> tuple[Any, int, Stop | None]:
         row = self._rows[slot]
         assert row is not None
-        token, stop = self._engine._take(row, logits_V)
+        token, stop, self.chances = self._engine._take(row, logits_V)
         if stop is not None:
             self._free(slot)
         return row.key, token, stop

@@ -19,7 +19,7 @@ from znatok.retrieve import Knowledge
 from znatok.serve.desk import Begun, Ended, Event, Failed, Job, Piece, composed
 from znatok.serve.dispatch import Dispatcher
 from znatok.serve.meters import Meters
-from znatok.serve.protocol import ChatRequest, Reply, Said, error_of, with_ids
+from znatok.serve.protocol import ChatRequest, Reply, Said, Told, error_of, with_ids, with_logprobs
 from znatok.serve.roster import Offered, Roster
 
 
@@ -109,13 +109,19 @@ class Asking:
             raise UsageError(
                 "n {n}: the queue holds {most}; ask for fewer answers at once", n=body.choices, most=most, param="n"
             )
+        if body.logprobs and not service.roster.in_torch:
+            raise UsageError(
+                "logprobs: {engine} tells none of a part of a character; start the server with --engine torch",
+                engine=service.roster.engine, param="logprobs",
+            )  # fmt: skip
         seed = body.seed % 2**63 if body.seed is not None else secrets.randbits(62)
+        known, likeliest = service.knowledge, body.likeliest
         sample = body.sample(service.sample)
         self._box = Mailbox(http)
         self.jobs = [
             Job(
                 model=model,
-                compose=partial(composed, model, before, question, sample, (seed + index) % 2**63, service.knowledge),
+                compose=partial(composed, model, before, question, sample, (seed + index) % 2**63, known, likeliest),
                 stops=body.stops,
                 tell=partial(self._box.tell, index),
                 deadline=self._started + service.timeout,
@@ -167,11 +173,11 @@ class Asking:
         """Return the reply in one piece."""
         answers = [Said() for _job in self.jobs]
         async for index, event in self.events():
-            answers[index].add(event.text, event.tokens, event.stop)
+            answers[index].add(event)
         if not all(answer.stop for answer in answers):
             return Response(status_code=499)  # nobody reads it
         reply = self.reply.whole(answers, len(self.prompt))
-        return JSONResponse(self._complete(reply, *(answer.tokens for answer in answers)))
+        return JSONResponse(self._complete(self._detailed(reply, *answers)))
 
     async def streamed(self) -> Response:
         """Return the reply as server-sent events, once there is something to say: what fails before has a status."""
@@ -202,17 +208,20 @@ class Asking:
             await events.aclose()  # type: ignore[attr-defined]  # it is a generator
 
     def _part(self, chunk: Any, index: int, event: Piece | Ended, answers: Sequence[Said]) -> dict[str, Any]:
-        answers[index].add(event.text, event.tokens, event.stop)
-        part = chunk(index, {} if event.stop else {"content": event.text}, event.stop)
-        return with_ids(part, event.tokens) if self._body.return_token_ids else part
+        answers[index].add(event)
+        return self._detailed(chunk(index, {} if event.stop else {"content": event.text}, event.stop), event)
 
-    def _complete(self, reply: dict[str, Any], *said: Sequence[int]) -> dict[str, Any]:
-        """Add the lines an answer may cite, where knowledge was put before the question, and tokens where asked for."""
+    def _detailed(self, reply: dict[str, Any], *said: Told) -> dict[str, Any]:
+        """Add the tokens of each choice, and how likely they were, where that was asked for."""
+        if self._body.return_token_ids:
+            reply = with_ids(reply, *said)
+        return with_logprobs(reply, *said) if self._body.logprobs else reply
+
+    def _complete(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """Add the lines an answer may cite, where knowledge was put before the question, and the prompt's tokens."""
         if self._service.knowledge is not None:
             reply = reply | {"sources": list(self.sources)}
-        if not self._body.return_token_ids:
-            return reply
-        return (with_ids(reply, *said) if said else reply) | {"prompt_token_ids": list(self.prompt)}
+        return reply | {"prompt_token_ids": list(self.prompt)} if self._body.return_token_ids else reply
 
 
 def _sse(value: dict[str, Any]) -> str:

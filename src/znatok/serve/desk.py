@@ -10,11 +10,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from znatok.config import SampleOptions
 from znatok.errors import ZnatokError
 from znatok.generate.engine import Request, Speech, Stop
+from znatok.generate.sampling import Chances
 from znatok.generate.torch_engine import Together, TorchEngine
 from znatok.lexicon import language_of, of_language
 from znatok.retrieve import Knowledge, inform
@@ -37,21 +38,36 @@ class Begun:
     prompt: tuple[int, ...]
 
 
+class Likely(NamedTuple):
+    """A token as it is spelled, and the natural logarithm of its probability."""
+
+    spelled: bytes
+    logprob: float
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that is certain now, and the tokens said since the last piece: a token may hold half a character."""
+    """Text that is certain now, and the tokens said since the last piece: a token may hold half a character.
+
+    Attributes:
+        text: the text.
+        tokens: the tokens.
+        chances: of each token, if asked for: itself, then the likeliest in its place.
+    """
 
     text: str
     tokens: tuple[int, ...]
+    chances: tuple[tuple[Likely, ...], ...] = ()
     stop: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answer is complete: why it ended, and the tokens that no piece has told, if any are left."""
+    """An answer is complete: why it ended, and what no piece has told of its tokens, if any are left."""
 
     stop: Stop
     tokens: tuple[int, ...]
+    chances: tuple[tuple[Likely, ...], ...] = ()
     text: ClassVar[str] = ""
 
 
@@ -93,6 +109,7 @@ class Job:
     request: Request = field(init=False)
     speech: Speech = field(init=False)
     _untold: list[int] = field(default_factory=list)
+    _chances: list[tuple[Likely, ...]] = field(default_factory=list)
 
     def begin(self) -> None:
         """Make the request and get ready to speak."""
@@ -101,17 +118,20 @@ class Job:
         self.speech = self.model.engine.speech(self.stops)
         self.tell(Begun(sources, tuple(self.model.engine.prompt_ids(self.request))))
 
-    def hear(self, token: int, stop: Stop | None) -> bool:
-        """Take the next token; return whether the answer is over."""
+    def hear(self, token: int, stop: Stop | None, chances: Chances | None = None) -> bool:
+        """Take the next token, and how likely it was where that was asked; return whether the answer is over."""
         self._untold.append(token)
+        if chances is not None:
+            self._chances.append(tuple(Likely(self.model.engine.spelled(one), logprob) for one, logprob in chances))
         if piece := self.speech.take(token, stop):
-            self.tell(Piece(piece, self._news()))
+            self.tell(Piece(piece, *self._news()))
         if self.speech.stop is not None:
-            self.tell(Ended(self.speech.stop, self._news()))
+            self.tell(Ended(self.speech.stop, *self._news()))
         return self.speech.stop is not None
 
-    def _news(self) -> tuple[int, ...]:
-        news, self._untold = tuple(self._untold), []
+    def _news(self) -> tuple[tuple[int, ...], tuple[tuple[Likely, ...], ...]]:
+        news = tuple(self._untold), tuple(self._chances)
+        self._untold, self._chances = [], []
         return news
 
 
@@ -122,6 +142,7 @@ def composed(
     sample: SampleOptions,
     seed: int,
     knowledge: Knowledge | None,
+    likeliest: int | None = None,
 ) -> Composed:
     """Return a question as a request, with the passages nearest to it before it where there is knowledge.
 
@@ -132,10 +153,11 @@ def composed(
         sample: how the answer is drawn.
         seed: the same.
         knowledge: where to look things up, if anywhere.
+        likeliest: how many tokens to tell in the place of each that is said (see :class:`Request`).
     """
 
     def asking(text: str) -> Request:
-        return Request((*before, Message(Role.USER, text)), sample, seed)
+        return Request((*before, Message(Role.USER, text)), sample, seed, likeliest)
 
     if knowledge is None:
         return asking(question), ()
@@ -175,7 +197,7 @@ class Desk(ABC):
 
 def desk_for(roster: Roster) -> Desk:
     """Return the desk that fits what was loaded."""
-    return TorchDesk() if roster.engine == TorchEngine.name else SerialDesk()
+    return TorchDesk() if roster.in_torch else SerialDesk()
 
 
 class TorchDesk(Desk):
@@ -202,16 +224,16 @@ class TorchDesk(Desk):
         with self._ready(job.model, place):
             _job, token, stop = place.join(job, job.request)
         self._jobs.append(job)
-        self._hear(job, place, token, stop)
+        self._hear(job, place, token, stop, place.chances)
 
     def step(self) -> None:
         """Say the next token of everyone, model by model."""
         for model, place in self._places.items():
             if place.size:
                 with self._ready(model, place):
-                    said = list(place.step())
-                for job, token, stop in said:
-                    self._hear(job, place, token, stop)
+                    said = [(*one, place.chances) for one in place.step()]
+                for job, token, stop, chances in said:
+                    self._hear(job, place, token, stop, chances)
 
     def drop(self, job: Job) -> None:
         """Free the job's row, if it has one."""
@@ -219,8 +241,8 @@ class TorchDesk(Desk):
             self._jobs.remove(job)
             self._places[job.model].leave(job)
 
-    def _hear(self, job: Job, place: Together, token: int, stop: Stop | None) -> None:
-        if job.hear(token, stop):
+    def _hear(self, job: Job, place: Together, token: int, stop: Stop | None, chances: Chances | None) -> None:
+        if job.hear(token, stop, chances):
             self._jobs.remove(job)
             place.leave(job)
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag
 from znatok.config import SampleOptions
 from znatok.errors import UsageError, ZnatokError, _
 from znatok.generate.engine import Stop, TooLong
+from znatok.serve.desk import Ended, Likely, Piece
 from znatok.tokens.chat import Message, Role, dialogue
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ T = TypeVar("T")
 TURNS = 1000  # messages of a dialogue, at most
 CHOICES = 8  # answers to one request, at most
 STOPS = 4  # stop strings, as OpenAI has it
+LIKELIEST = 20  # tokens told in the place of one, as OpenAI has it
+IMPOSSIBLE = -9999.0  # what OpenAI tells for a logarithm of nothing: JSON has no infinity
 
 Nothing = Annotated[list[T], Field(max_length=0)]
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
@@ -101,14 +104,15 @@ class ChatRequest(Strict):
     top_k: Annotated[int, Field(ge=0, le=10**6)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.5, le=5)] | None = None
     return_token_ids: bool | None = None
+    # where torch answers
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=LIKELIEST)] | None = None
     # taken and without effect on an answer
     user: Annotated[str, StringConstraints(max_length=1000)] | None = None
     safety_identifier: Annotated[str, StringConstraints(max_length=1000)] | None = None
     prompt_cache_key: Annotated[str, StringConstraints(max_length=1000)] | None = None
     metadata: dict[str, str] | None = None
     # taken where they ask for nothing
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     response_format: PlainText | None = None
     tools: Nothing[Any] | None = None
@@ -127,6 +131,21 @@ class ChatRequest(Strict):
     def choices(self) -> int:
         """Return how many answers are wanted."""
         return self.n or 1
+
+    @property
+    def likeliest(self) -> int | None:
+        """Return how many tokens to tell in the place of each that is said; None where no probabilities are wanted.
+
+        Raises:
+            UsageError: tokens are wanted, and no probabilities.
+        """
+        if not self.logprobs and self.top_logprobs:
+            raise UsageError(
+                "top_logprobs: {n} are wanted without logprobs; set logprobs true",
+                n=self.top_logprobs,
+                param="top_logprobs",
+            )
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @property
     def wants_usage(self) -> bool:
@@ -173,18 +192,21 @@ class Said:
     Attributes:
         text: what was said.
         tokens: the same, the end token included.
+        chances: of each token, where they are told.
         stop: why it ended; None while it goes on.
     """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
+    chances: list[Sequence[Likely]] = field(default_factory=list)
     stop: Stop | None = None
 
-    def add(self, text: str, tokens: Sequence[int], stop: Stop | None) -> None:
+    def add(self, event: Piece | Ended) -> None:
         """Take what was said next."""
-        self.text += text
-        self.tokens += tokens
-        self.stop = stop
+        self.text += event.text
+        self.tokens += event.tokens
+        self.chances += event.chances
+        self.stop = event.stop
 
 
 class Reply:
@@ -222,10 +244,37 @@ class Reply:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(prompt, answers)}
 
 
-def with_ids(reply: dict[str, Any], *answers: Sequence[int]) -> dict[str, Any]:
+Told = Said | Piece | Ended
+"""An answer, or a part of one."""
+
+
+def with_ids(reply: dict[str, Any], *answers: Told) -> dict[str, Any]:
     """Add to each choice of a reply or a part of one the tokens that were said, under the name vLLM has for them."""
-    choices = [choice | {"token_ids": list(tokens)} for choice, tokens in zip(reply["choices"], answers, strict=True)]
-    return reply | {"choices": choices}
+    return _with(reply, [{"token_ids": list(answer.tokens)} for answer in answers])
+
+
+def with_logprobs(reply: dict[str, Any], *answers: Told) -> dict[str, Any]:
+    """Add to each choice of a reply or a part of one how likely its tokens were, the end token included."""
+    return _with(
+        reply,
+        [{"logprobs": {"content": [_chances(one) for one in answer.chances], "refusal": None}} for answer in answers],
+    )
+
+
+def _with(reply: dict[str, Any], more: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return reply | {"choices": [choice | extra for choice, extra in zip(reply["choices"], more, strict=True)]}
+
+
+def _chances(likely: Sequence[Likely]) -> dict[str, Any]:
+    said, *best = [
+        {
+            "token": one.spelled.decode(errors="replace"),
+            "logprob": max(one.logprob, IMPOSSIBLE),
+            "bytes": list(one.spelled),
+        }
+        for one in likely
+    ]
+    return {**said, "top_logprobs": best}
 
 
 def finish_reason(stop: Stop | None) -> str | None:

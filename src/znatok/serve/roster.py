@@ -61,6 +61,11 @@ class Roster:
     format: str
     close: Callable[[], None]
 
+    @property
+    def in_torch(self) -> bool:
+        """Tell whether torch answers: many at once, and saying how likely its tokens were where that is asked."""
+        return self.engine == TorchEngine.name
+
 
 def find_runs(folder: Path) -> list[Run]:
     """Return the runs in a folder that hold an adapter, by name; the folder itself where it is one."""

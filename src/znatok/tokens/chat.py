@@ -78,6 +78,10 @@ class Tokenizer(Protocol):
         """Decode."""
         ...
 
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        """Return the vocabulary's name of a token."""
+        ...
+
     def get_vocab(self) -> dict[str, int]:
         """Return token → id."""
         ...
