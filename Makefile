@@ -47,7 +47,7 @@ SOAK ?= 600
 FUZZ ?= 30
 
 trust: setup
-	SOAK=$(SOAK) FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --dist loadfile tests/trust
+	SOAK=$(SOAK) FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --dist worksteal tests/trust
 
 # What a user may install, and what the set-up installs.
 EXTRAS := --extra llamacpp --extra quant --extra search --extra judge --extra web
