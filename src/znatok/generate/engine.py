@@ -43,8 +43,8 @@ class Request:
         messages: the dialogue.
         sample: how the answer is drawn.
         seed: the same.
-        likeliest: how many tokens were the likeliest in the place of each that is said is to be told, and how likely
-            they and it were; None tells nothing. In torch only.
+        likeliest: None, or how likely each token was is told as well, and so many of the likeliest in its place; only
+            torch does it.
     """
 
     messages: tuple[Message, ...]
