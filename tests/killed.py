@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
@@ -99,10 +98,10 @@ class Trainings:
         """Return the last of what the processes printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-1500:]
 
-    def seconds(self) -> float:
-        """Return how long a whole training takes, its start included."""
+    def seconds(self, name: str) -> float:
+        """Return how long a whole training takes now, its start included."""
         begun = time.perf_counter()
-        self.whole("timed")
+        self.whole(name)
         return time.perf_counter() - begun
 
 
@@ -121,8 +120,3 @@ def finished_equally(trainings, name, straight):
 def files(run):
     """Return the names of all files in a run directory."""
     return {path.relative_to(run).as_posix() for path in run.rglob("*")}
-
-
-def moments(seed: int, count: int, within: float) -> list[float]:
-    """Return random moments, in seconds from 0 to ``within``."""
-    return [random.Random(f"{seed}-{n}").uniform(0, within) for n in range(count)]

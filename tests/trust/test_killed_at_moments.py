@@ -3,17 +3,25 @@
 It costs the steps since the last checkpoint, and not a bit of the result.
 """
 
-from killed import finished_equally, moments
+import random
+
+from killed import finished_equally
+
+KILLS = 25
 
 
 def test_killed_at_random_moments(trainings, straight):
     run, _changes = straight
-    lasts = trainings.seconds()
-    still_ran = 0
-    for number, moment in enumerate(moments(seed=1, count=25, within=lasts)):
-        name = f"moment-{number}"
-        still_ran += trainings.killed(name, seconds=moment)
-        if number % 2 and (trainings.room / name / "run.toml").is_file():
-            trainings.killed(name, "--resume", seconds=lasts - moment)
+    draw, lasts, kills = random.Random(1), trainings.seconds("timed"), 0
+    for number in range(4 * KILLS):
+        if kills == KILLS:
+            break
+        name, moment = f"moment-{number}", draw.uniform(0, lasts)
+        if trainings.killed(name, seconds=moment):
+            kills += 1
+            if number % 2 and (trainings.room / name / "run.toml").is_file():
+                trainings.killed(name, "--resume", seconds=lasts - moment)
+        else:  # it had ended by then: trainings take less time than they did, and the next moments are to be earlier
+            lasts = trainings.seconds(f"timed-{number}")
         finished_equally(trainings, name, run)
-    assert still_ran > 12, "most were to be killed while they ran"
+    assert kills == KILLS
