@@ -15,7 +15,7 @@ from typing import Any
 from znatok.config import Options, option
 from znatok.errors import UsageError, _
 from znatok.language import Phrase, find, phrase, sentences
-from znatok.lexicon import Lexicon, Property, load_lexicon, of_language
+from znatok.lexicon import Lexicon, Property, language_of, load_lexicon, of_language
 from znatok.quantities import Mention, mentions
 
 NEEDED = ("mass", "price", "hours")  # without these nothing can be computed; the rest has defaults
@@ -128,8 +128,26 @@ def _n(value: float) -> str:
 # A request in words
 
 
+def computed(questions: Sequence[str]) -> list[str]:
+    """Return the calculation, or what is missing for one, where a dialogue's last question is about a print's cost.
+
+    What was said before counts as far as it belongs to the same request, so that whoever takes a question back, or
+    begins a new dialogue, takes its amounts back with it.
+    """
+    said: list[str] = []
+    request: CostRequest | None = None
+    for question in questions:
+        if request is None or not request.open:
+            request = CostRequest(language_of(question))
+        said = request.answer() if request.take(question) else []
+    return said
+
+
 class CostRequest:
-    """A question about cost in a dialogue: recognised, and filled in over as many lines as it takes."""
+    """A question about cost in a dialogue: recognised, and filled in over as many lines as it takes.
+
+    A question about something else ends it.
+    """
 
     def __init__(self, language: str = "ru") -> None:
         own = of_language(language)["cost"]
@@ -151,6 +169,8 @@ class CostRequest:
         asks = self._holds(self._ask, text) or bool({"mass", "hours"} & set(found) and self._holds(self._about, text))
         if asks and not self.open:
             self.known, self.open = {}, True
+        elif self.open and not asks and "?" in text:
+            self.open = False
         if self.open:
             self.known |= found
         return asks or bool(self.open and found)

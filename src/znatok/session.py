@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from znatok.config import SampleOptions
-from znatok.cost import CostRequest
+from znatok.cost import computed
 from znatok.errors import DataError, UsageError
 from znatok.expert import Expert, Voice
 from znatok.files import write_json
@@ -28,7 +28,6 @@ class ChatSession:
     voice: Voice
     history: list[Message] = field(default_factory=list)
     knowledge: Knowledge | None = None
-    cost: CostRequest | None = None
     sources: str = ""  # of the last answer
     answer: Answer | None = None  # the last one in figures; None where nothing was generated or it was broken off
 
@@ -45,14 +44,12 @@ class ChatSession:
             question, self.sources = informed.text, informed.sources
         return self._asking(question)
 
+    def asked(self) -> list[str]:
+        """Return the questions of the dialogue."""
+        return [message.text for message in self.history if message.role is Role.USER]
+
     def _asking(self, text: str) -> Request:
         return Request(tuple(dialogue(text, self.system, self.history)), self.sample, self.seed)
-
-    def computed(self, question: str) -> list[str]:
-        """Return the calculation, or what is missing for one, where a question is about the cost of a print."""
-        if self.cost is None or not self.cost.open:
-            self.cost = CostRequest(language_of(question))
-        return self.cost.answer() if self.cost.take(question) else []
 
     def reply(self, question: str, voice: Voice | None = None) -> Iterator[str]:
         """Yield the answer in pieces; the exchange joins the dialogue, an answer cut short as far as it got.
@@ -62,7 +59,7 @@ class ChatSession:
         said = ""
         self.answer = None
         try:
-            if lines := self.computed(question):
+            if lines := computed([*self.asked(), question]):
                 said = "\n".join(lines)
                 yield said
                 return

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from znatok.cli import main
-from znatok.cost import CostOptions, CostRequest, cost
+from znatok.cost import CostOptions, CostRequest, computed, cost
 from znatok.errors import UsageError
 
 FACTS = Path(__file__).parents[2] / "data" / "facts.jsonl"
@@ -113,6 +113,22 @@ def test_it_asks_for_what_is_missing_and_ends_with_the_sum():
     assert request.take("2000 ₽/кг, 4 часа")
     assert "200 ₽" in request.answer()[-1]
     assert not request.open
+
+
+def test_another_question_ends_a_request():
+    """«Can a spool of 1 kg be kept in a bag?» was answered with what a calculation lacks."""
+    asked = ["Сколько стоит напечатать деталь 100 г?"]
+    assert computed(asked)
+    assert computed([*asked, "Сколько сушить PETG, 6 часов хватит?"]) == []
+    assert computed([*asked, "Сколько сушить PETG, 6 часов хватит?", "2000 ₽/кг, 4 часа"]) == []
+    assert "200 ₽" in computed([*asked, "печать 4 часа", "катушка 2000 ₽ за кг"])[-1]
+
+
+def test_a_line_that_is_asked_again_is_computed_again():
+    """The second line of a request went to the model, once it had been taken back."""
+    lines = ["Посчитай стоимость печати детали 100 г", "2000 ₽/кг, 4 часа"]
+    assert computed(lines) == computed([*lines[:1], lines[1]])
+    assert computed(lines[1:]) == []
 
 
 def test_the_verb(capsys, tmp_path):

@@ -8,11 +8,10 @@ from typing import Any
 import gradio as gr
 
 from znatok.config import SampleOptions
-from znatok.cost import CostRequest
+from znatok.cost import computed
 from znatok.errors import UsageError, _
-from znatok.lexicon import language_of
 from znatok.tokens.chat import Message, Role
-from znatok.web.forms import changing
+from znatok.web.forms import changing, filled
 from znatok.web.studio import AT_ONCE, Studio, told
 from znatok.web.talk import Question
 
@@ -44,43 +43,40 @@ def chat_tab(studio: Studio) -> Any:
             top_p = gr.Slider(0.05, 1, USUAL.top_p, step=0.05, label="top_p")
             longest = gr.Slider(16, 1024, USUAL.max_new_tokens, step=16, label="max_new_tokens", elem_id="chat-longest")
             seed = gr.Number(42, precision=0, minimum=0, label="seed")
-            cost = gr.State(None)
 
     def answered(
         question: str,
         turns: list[Turn],
-        calculation: CostRequest | None,
         name: str,
         who: str,
         where: str,
         *drawn: float,
-    ) -> Iterator[tuple[list[Turn], str, CostRequest | None]]:
+    ) -> Iterator[tuple[list[Turn], str]]:
         if not question.strip():
             raise UsageError("no question: type one")
         history = [Message(Role(turn["role"]), plain(turn)) for turn in turns]
         turns = [*turns, turn_of(Role.USER, question)]
-        if calculation is None or not calculation.open:
-            calculation = CostRequest(language_of(question))
-        if calculation.take(question):  # computed, not guessed
-            yield [*turns, turn_of(Role.ASSISTANT, "\n".join(calculation.answer()))], "", calculation
+        asked = [message.text for message in history if message.role is Role.USER]
+        if lines := computed([*asked, question]):  # and not guessed
+            yield [*turns, turn_of(Role.ASSISTANT, "\n".join(lines))], ""
             return
-        yield turns, "", calculation
+        yield turns, ""
         knowledge = str(studio.file(where)) if where else None
-        asked = Question(question, sample_of(*drawn), int(drawn[-1]), history, knowledge)
+        wanted = Question(question, sample_of(*drawn), int(filled(drawn[-1], "seed")), history, knowledge)
         with studio.talk.opened(*speaker(studio, name, who)) as models:
-            for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], asked):
+            for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], wanted):
                 sources = "\n\n" + ", ".join(said.sources) if said.sources and said.ended else ""
-                yield [*turns, turn_of(Role.ASSISTANT, said.text + sources)], "", calculation
+                yield [*turns, turn_of(Role.ASSISTANT, said.text + sources)], ""
 
-    asking = [text, talk, cost, run, voice, knowledge, temperature, top_p, longest, seed]
-    outputs = [talk, text, cost]
+    asking = [text, talk, run, voice, knowledge, temperature, top_p, longest, seed]
+    outputs = [talk, text]
     # one event, however it is set off: who presses Enter while an answer is being given doesn't get a second one
     running: Any = gr.on(
         [send.click, text.submit], told(answered), asking, outputs, show_progress="minimal", concurrency_limit=AT_ONCE
     )
     stop.click(None, cancels=running)
     clear.click(None, cancels=running)  # first of the two, and by itself: Gradio would else empty the page, then stop
-    clear.click(lambda: ([], None), None, [talk, cost])
+    clear.click(list, None, talk)
     return run
 
 

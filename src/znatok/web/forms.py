@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from znatok.config import RECIPES
-from znatok.errors import _
+from znatok.errors import UsageError, _
 from znatok.logs import printable
 
 Spec = dataclasses.Field[Any]
@@ -70,6 +70,17 @@ def typed(spec: Spec, value: Any) -> Any:
         return int(value)
     if spec.type is float:
         return float(value)
+    return value
+
+
+def filled(value: float | None, name: str) -> float:
+    """Return what a box for a number holds.
+
+    Raises:
+        UsageError: it was emptied.
+    """
+    if value is None:
+        raise UsageError("{name}: the box is empty; expected a number", name=name)
     return value
 
 
