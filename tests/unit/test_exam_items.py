@@ -5,12 +5,18 @@ import json
 import pytest
 
 from znatok.errors import DataError
+from znatok.exam.claims import keeps_form
 from znatok.exam.items import ChoiceItem, NumberClaim, OpenItem, PairItem, TermClaim, read_items
 
 NUMBER = {"kind": "number", "entity": "PLA", "property": "nozzle_temp", "lo": 180, "hi": 220, "unit": "°C"}
 OPEN = {"id": "a", "question": "До скольких греть?", "claims": [NUMBER]}
 CHOICE = {"id": "b", "question": "Что?", "options": ["раз", "два"], "answer": 1}
 PAIR = {"id": "c", "question": "Что?", "true": "Это так.", "false": "Это не так."}
+
+
+def formed(kind, value):
+    """Return a question that asks for a form."""
+    return {"id": "f", "question": "Скажи это!", "type": "format", "check": {"kind": kind, "value": value}}
 
 
 def write(path, *records):
@@ -51,9 +57,32 @@ def test_any_of_holds_groups_of_synonyms(tmp_path):
         ({**OPEN, "claims": [{**NUMBER, "kind": "guess"}]}, '"kind"'),
         ({**OPEN, "claims": [{"kind": "term", "any": []}]}, '"any"'),
         ({**OPEN, "claims": [{"kind": "any_of", "n": 3, "terms": ["a"]}]}, '"n" is 3'),
+        (
+            {**OPEN, "claims": [{"kind": "any_of", "n": 1.5, "terms": ["a", "b"]}]},
+            '"n" is number 1.5; expected a whole',
+        ),
+        ({**OPEN, "claims": [{"kind": "any_of", "terms": ["a||b"]}]}, "'a||b' has an empty alternative"),
+        ({**OPEN, "claims": [{"kind": "any_of", "terms": ["a"], "from": 1}]}, 'unknown key "from"'),
+        ({**OPEN, "claims": [{"kind": "term", "any": ["a"], "wieght": 2}]}, 'unknown key "wieght"'),
+        ({**OPEN, "claims": [{**NUMBER, "tol": -5}]}, '"tol" is number -5; expected 0 or more'),
+        ({**OPEN, "claims": [{**NUMBER, "hi": 10**400}]}, '"hi" is number 1'),
         ({**OPEN, "expects": "silence"}, '"expects"'),
         ({**OPEN, "type": "format"}, "go together"),
-        ({**OPEN, "type": "format", "check": {"kind": "rhyme", "value": 1}}, '"check"'),
+        (formed("rhyme", 1), '"check": expected an object with "value" and a "kind" of bullets, '),
+        (formed("bullets", "3"), "\"value\" is string '3'; expected a whole number, 1 or more"),
+        (formed("numbered", 0), '"value" is number 0; expected a whole number, 1 or more'),
+        (formed("sentences", 2.0), '"value" is number 2.0; expected a whole number, 1 or more'),
+        (formed("max_words", "ten"), "\"value\" is string 'ten'; expected a whole number, 1 or more"),
+        (formed("max_words", True), '"value" is true; expected a whole number, 1 or more'),
+        (formed("json_keys", 5), '"value" is number 5; expected an array'),
+        (formed("json_keys", []), '"value": expected an array of strings that are not empty'),
+        (formed("json_keys", ["город", 5]), '"value": expected an array of strings that are not empty'),
+        (formed("yes_no", True), '"value" is true; expected text'),
+        (formed("starts_with", 3), '"value" is number 3; expected text'),
+        (formed("starts_with", " "), "\"value\" is string ' '; expected text"),
+        (formed("language", "de"), "\"value\" is string 'de'; expected one of en, ru"),
+        (formed("no_digits", False), '"value" is false; expected true'),
+        (formed("uppercase", "yes"), "\"value\" is string 'yes'; expected true"),
         ({**OPEN, "forbidden": [{"id": "f"}]}, '"any"'),
         ({**OPEN, "fact_ids": [""]}, '"fact_ids"'),
         ({**CHOICE, "answer": 2}, '"answer" is number 2'),
@@ -70,6 +99,28 @@ def test_a_bad_item_is_named_with_its_line(tmp_path, record, why):
     assert f"{path}:2: " in str(error.value)
     assert why in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "kept", "broken"),
+    [
+        ("bullets", 2, "- раз\n- два", "- раз"),
+        ("numbered", 1, "1. раз", "раз"),
+        ("sentences", 1, "Раз.", "Раз. Два."),
+        ("json_keys", ["б", "а"], '{"а": 1, "б": 2}', '{"а": 1}'),
+        ("yes_no", "да", "Да.", "Нет."),
+        ("no_digits", True, "раз", "1"),
+        ("uppercase", True, "РАЗ", "раз"),
+        ("max_words", 1, "раз", "раз два"),
+        ("starts_with", "раз", "Раз, два", "Два"),
+        ("language", "ru", "раз", "one"),
+    ],
+)
+def test_every_check_that_is_read_can_be_scored(tmp_path, kind, value, kept, broken):
+    """A value of another type was refused by the scorer only, once everything had been generated, or never kept."""
+    (item,) = read_items([write(tmp_path / "x.jsonl", formed(kind, value))]).open
+    assert keeps_form(item.check, kept)
+    assert not keeps_form(item.check, broken)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -6,16 +6,17 @@ an evaluation that quietly leaves items out would be about other questions than 
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from znatok.data.formats import refuse_irregular
-from znatok.data.schema import described, quoted, shown_path
+from znatok.data.schema import described, shown, shown_path
 from znatok.errors import DataError
+from znatok.exam.fields import Fields
 from znatok.files import sha256
+from znatok.lexicon import LANGUAGES
 
 TYPES = (
     *("numeric", "term", "definition", "procedure", "cause", "comparison", "scenario", "reverse", "abstain", "premise"),
@@ -200,171 +201,145 @@ def _read(path: Path) -> Iterable[tuple[int, Item]]:
         raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            record = _Record(f"{shown_path(path)}:{number}", line, path.stem)
-            yield number, record.item()
+            yield number, _record(f"{shown_path(path)}:{number}", line).item(path.stem.upper())
 
 
-class _Record:
-    """One line of an item file, read field by field; every error names its place."""
+def _record(place: str, line: str) -> "_Record":
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError("{place}: not JSON: {why}", place=place, why=str(error)[:80]) from None
+    if not isinstance(values, dict):
+        raise DataError("{place}: {found}; expected an object", place=place, found=described(values))
+    return _Record(place, values)
 
-    def __init__(self, place: str, line: str, stem: str) -> None:
-        self.place = place
-        self.stem = stem
-        try:
-            self.values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError("{place}: not JSON: {why}", place=place, why=str(error)[:80]) from None
-        if not isinstance(self.values, dict):
-            raise DataError("{place}: {found}; expected an object", place=place, found=described(self.values))
 
-    def item(self) -> Item:
+class _Record(Fields):
+    """One line of an item file, or an object in it."""
+
+    def item(self, split: str) -> Item:
+        """Return the item; ``split`` where it names none."""
+        self.values.setdefault("split", split)
         if "options" in self.values:
             return self._choice()
         return self._pair() if "true" in self.values else self._open()
 
     def _open(self) -> OpenItem:
-        self._only({*OpenItem.__slots__})
-        kind = self._one_of("type", TYPES, "term")
-        expects = self._one_of("expects", ("answer", "abstain", "correct_premise"), "answer")
-        claims = tuple(self._claim(value) for value in self._list("claims"))
+        self.only({*OpenItem.__slots__})
+        kind = self.one_of("type", TYPES, "term")
+        expects = self.one_of("expects", ("answer", "abstain", "correct_premise"), "answer")
+        claims = tuple(self._claim(value) for value in self.array("claims"))
         check = self._check() if "check" in self.values else None
         if (kind == "format") != (check is not None):
-            raise self._bad('{place}: type "format" and "check" go together')
+            raise self.bad('{place}: type "format" and "check" go together')
         if not claims and check is None and expects != "abstain":
-            raise self._bad('{place}: "claims" is empty; expected what a right answer holds, or "expects": "abstain"')
+            raise self.bad('{place}: "claims" is empty; expected what a right answer holds, or "expects": "abstain"')
         return OpenItem(
             **self._common(),
             type=kind,
-            reference=self._text("reference", ""),
+            reference=self.text("reference", ""),
             claims=claims,
-            forbidden=tuple(self._forbidden(value) for value in self._list("forbidden")),
+            forbidden=tuple(self._forbidden(value) for value in self.array("forbidden")),
             expects=expects,  # type: ignore[arg-type]  # one of the three
             check=check,
         )
 
     def _choice(self) -> ChoiceItem:
-        self._only({*ChoiceItem.__slots__})
-        options = self._texts("options")
+        self.only({*ChoiceItem.__slots__})
+        options = self.texts("options")
         answer = self.values.get("answer")
         if len(options) < 2 or len(set(options)) < len(options):
-            raise self._bad('{place}: "options": expected two or more, all different')
+            raise self.bad('{place}: "options": expected two or more, all different')
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-            raise self._bad(
+            raise self.bad(
                 '{place}: "answer" is {found}; expected the index of the right option, from 0', found=described(answer)
             )
         return ChoiceItem(**self._common(), options=options, answer=answer)
 
     def _pair(self) -> PairItem:
-        self._only({*PairItem.__slots__})
-        true, false = self._text("true"), self._text("false")
+        self.only({*PairItem.__slots__})
+        true, false = self.text("true"), self.text("false")
         if true == false:
-            raise self._bad('{place}: "true" and "false" are the same')
-        return PairItem(**self._common(), family=self._text("family", ""), true=true, false=false)
+            raise self.bad('{place}: "true" and "false" are the same')
+        return PairItem(**self._common(), family=self.text("family", ""), true=true, false=false)
 
     def _common(self) -> dict[str, Any]:
-        name = self._text("id")
+        name = self.text("id")
         return {
             "id": name,
-            "split": self._text("split", self.stem.upper()),
-            "topic": self._text("topic", ""),
-            "fact_ids": self._texts("fact_ids", least=0),
-            "cluster": self._text("cluster", name),
-            "question": self._text("question"),
+            "split": self.text("split"),
+            "topic": self.text("topic", ""),
+            "fact_ids": self.texts("fact_ids", least=0),
+            "cluster": self.text("cluster", name),
+            "question": self.text("question"),
         }
 
     def _claim(self, value: object) -> Claim:
-        if not isinstance(value, dict):
-            raise self._bad('{place}: "{key}" holds {found}; expected objects', key="claims", found=described(value))
-        inner = _Record.__new__(_Record)
-        inner.place, inner.stem, inner.values = self.place, self.stem, value
-        weight = inner._number("weight", 1.0)
+        claim = self.within("claims", value)
+        weight = claim.number("weight", 1.0)
         if weight <= 0:
-            raise self._bad('{place}: "weight": expected a positive number')
+            raise self.bad('{place}: "weight": expected a positive number')
         readers: dict[str, Callable[[], Claim]] = {
-            "number": lambda: inner._number_claim(weight),
-            "term": lambda: TermClaim((inner._texts("any"),), 1, weight),
-            "any_of": lambda: inner._any_of(weight),
+            "number": lambda: claim._number_claim(weight),
+            "term": lambda: claim._term(weight),
+            "any_of": lambda: claim._any_of(weight),
         }
-        kind = inner._one_of("kind", tuple(readers), None)
+        kind = claim.one_of("kind", tuple(readers), None)
         return readers[kind]()
 
     def _number_claim(self, weight: float) -> NumberClaim:
-        self._only({"kind", *NumberClaim.__slots__})
-        lo, hi = self._number("lo"), self._number("hi")
+        self.only({"kind", *NumberClaim.__slots__})
+        lo, hi = self.number("lo"), self.number("hi")
         if lo > hi:
-            raise self._bad('{place}: "lo" is greater than "hi"')
-        tol = self._number("tol") if "tol" in self.values else None
-        return NumberClaim(
-            self._text("entity", ""), self._text("property"), lo, hi, self._text("unit", ""), weight, tol
-        )
+            raise self.bad('{place}: "lo" is greater than "hi"')
+        tol = self.number("tol") if "tol" in self.values else None
+        if tol is not None and tol < 0:
+            raise self.bad('{place}: "tol" is {found}; expected 0 or more', found=described(self.values["tol"]))
+        return NumberClaim(self.text("entity", ""), self.text("property"), lo, hi, self.text("unit", ""), weight, tol)
+
+    def _term(self, weight: float) -> TermClaim:
+        self.only({"kind", "any", "weight"})
+        return TermClaim((self.texts("any"),), 1, weight)
 
     def _any_of(self, weight: float) -> TermClaim:
-        groups = tuple(tuple(part.strip() for part in group.split("|")) for group in self._texts("terms"))
-        n = int(self._number("n", 1.0))
-        if not 1 <= n <= len(groups):
-            raise self._bad('{place}: "n" is {n}; expected 1 to {most}, as many as "terms"', n=n, most=len(groups))
+        self.only({"kind", "n", "terms", "weight"})
+        groups = tuple(tuple(part.strip() for part in group.split("|")) for group in self.texts("terms"))
+        for group in groups:
+            if "" in group:
+                raise self.bad(
+                    '{place}: "terms": {terms} has an empty alternative; expected text on both sides of each "|"',
+                    terms=shown("|".join(group)),
+                )
+        n = self.count("n", 1)
+        if n > len(groups):
+            raise self.bad('{place}: "n" is {n}; expected 1 to {most}, as many as "terms"', n=n, most=len(groups))
         return TermClaim(groups, n, weight)
 
     def _forbidden(self, value: object) -> Forbidden:
-        if not isinstance(value, dict):
-            raise self._bad('{place}: "{key}" holds {found}; expected objects', key="forbidden", found=described(value))
-        inner = _Record.__new__(_Record)
-        inner.place, inner.stem, inner.values = self.place, self.stem, value
-        inner._only({"id", "any"})
-        return Forbidden(inner._text("id"), inner._texts("any"))
+        statement = self.within("forbidden", value)
+        statement.only({"id", "any"})
+        return Forbidden(statement.text("id"), statement.texts("any"))
 
     def _check(self) -> Check:
         value = self.values["check"]
         if not isinstance(value, dict) or value.get("kind") not in CHECKS or "value" not in value:
-            raise self._bad(
+            raise self.bad(
                 '{place}: "check": expected an object with "value" and a "kind" of {known}', known=", ".join(CHECKS)
             )
-        return Check(value["kind"], value["value"])
+        check = self.within("check", value)
+        check.only({"kind", "value"})
+        return Check(value["kind"], check._demand(value["kind"]))
 
-    # Values of their types
-
-    def _bad(self, template: str, **fields: object) -> DataError:
-        return DataError(template, place=self.place, **fields)
-
-    def _only(self, known: set[str]) -> None:
-        if unknown := sorted(set(self.values) - known):
-            raise self._bad(
-                "{place}: unknown key {key}; expected {known}",
-                key=quoted(unknown),
-                known=quoted(sorted(known), most=20),
-            )
-
-    def _text(self, key: str, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if not isinstance(value, str) or (default is None and not value.strip()):
-            raise self._bad('{place}: "{key}" is {found}; expected text', key=key, found=described(value))
-        return value
-
-    def _list(self, key: str) -> list[Any]:
-        value = self.values.get(key, [])
-        if not isinstance(value, list):
-            raise self._bad('{place}: "{key}" is {found}; expected an array', key=key, found=described(value))
-        return value
-
-    def _texts(self, key: str, least: int = 1) -> tuple[str, ...]:
-        value = self._list(key)
-        if len(value) < least or not all(isinstance(text, str) and text.strip() for text in value):
-            raise self._bad('{place}: "{key}": expected an array of strings that are not empty', key=key)
-        return tuple(value)
-
-    def _number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._bad('{place}: "{key}" is {found}; expected a number', key=key, found=described(value))
-        return float(value)
-
-    def _one_of(self, key: str, known: Sequence[str], default: str | None) -> str:
-        value = self.values.get(key, default)
-        if value not in known:
-            raise self._bad(
-                '{place}: "{key}" is {found}; expected one of {known}',
-                key=key,
-                found=described(value),
-                known=", ".join(known),
-            )
-        return str(value)
+    def _demand(self, kind: str) -> Any:
+        """Return the value of a check, of the type that its form is held against."""
+        if kind in {"yes_no", "starts_with"}:
+            return self.text("value")
+        if kind == "json_keys":
+            return self.texts("value")
+        if kind == "language":
+            return self.one_of("value", LANGUAGES, None)
+        if kind in {"no_digits", "uppercase"}:
+            if self.values["value"] is not True:
+                raise self.bad('{place}: "value" is {found}; expected true', found=described(self.values["value"]))
+            return True
+        return self.count("value")
