@@ -29,11 +29,12 @@ def test_one_file_may_hold_all_kinds(tmp_path):
     (question,), (choice,), (pair,) = items.open, items.choices, items.pairs
     assert isinstance(question, OpenItem)
     assert question.claims == (NumberClaim("PLA", "nozzle_temp", 180, 220, "°C", 1.0),)
-    assert (question.split, question.cluster, question.expects) == ("MINE", "a", "answer")
+    assert (question.split, question.cluster, question.expects) == ("T1", "a", "answer")
     assert isinstance(choice, ChoiceItem)
     assert choice.answer == 1
     assert isinstance(pair, PairItem)
     assert set(items.sha256) == {"mine.jsonl"}
+    assert items.unnamed == {str(tmp_path / "mine.jsonl"): 3}
 
 
 def test_any_of_holds_groups_of_synonyms(tmp_path):

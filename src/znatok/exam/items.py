@@ -6,8 +6,9 @@ an evaluation that quietly leaves items out would be about other questions than 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,10 @@ CHECKS = (
     *("bullets", "numbered", "sentences", "json_keys", "yes_no", "no_digits", "uppercase", "max_words", "starts_with"),
     "language",
 )
+SPLITS = ("T0", "T1", "T2", "T3", "T4", "T5", "control")
+"""What claims are made of; items of any other split are in the tables only."""
+UNNAMED = "T1"
+"""What items count as that name no split: whoever keys questions for a model asks for what it was trained on."""
 Expects = Literal["answer", "abstain", "correct_premise"]
 
 
@@ -76,7 +81,7 @@ class OpenItem:
 
     Attributes:
         id: unique in an evaluation.
-        split: T0 to T5, or the user's own name.
+        split: one of :data:`SPLITS`, or the user's own name.
         topic: for tables.
         type: one of :data:`TYPES`; what structure and practical value are asked of the answer.
         fact_ids: the facts it rests on.
@@ -137,12 +142,24 @@ Item = OpenItem | ChoiceItem | PairItem
 
 @dataclass(frozen=True)
 class Items:
-    """Everything that is asked in one evaluation, and the SHA-256 of each file it came from."""
+    """Everything that is asked in one evaluation.
+
+    Attributes:
+        open, choices, pairs: the items, by kind.
+        sha256: of each file they came from.
+        unnamed: how many items of a file name no split.
+    """
 
     open: tuple[OpenItem, ...]
     choices: tuple[ChoiceItem, ...]
     pairs: tuple[PairItem, ...]
     sha256: Mapping[str, str]
+    unnamed: Mapping[str, int]
+
+    @property
+    def all(self) -> tuple[Item, ...]:
+        """Return the items of every kind."""
+        return (*self.open, *self.choices, *self.pairs)
 
     def limited(self, count: int) -> "Items":
         """Return the first ``count`` items of each split and kind; all of them for 0."""
@@ -158,7 +175,7 @@ class Items:
                     kept.append(item)
             return tuple(kept)
 
-        return Items(first(self.open), first(self.choices), first(self.pairs), self.sha256)
+        return replace(self, open=first(self.open), choices=first(self.choices), pairs=first(self.pairs))
 
 
 def read_items(paths: Iterable[Path]) -> Items:
@@ -170,9 +187,14 @@ def read_items(paths: Iterable[Path]) -> Items:
     found: list[Item] = []
     places: dict[str, str] = {}
     digests: dict[str, str] = {}
+    unnamed: Counter[str] = Counter()
     for path in paths:
-        for line, item in _read(path):
-            place = f"{shown_path(path)}:{line}"
+        for record in _read(path):
+            if "split" not in record.values:
+                own = next((split for split in SPLITS if split.casefold() == path.stem.casefold()), "")
+                unnamed[shown_path(path)] += not own
+                record.values["split"] = own or UNNAMED
+            place, item = record.place, record.item()
             if item.id in places:
                 raise DataError(
                     '{place}: id "{id}" stands in {other} too: give each item its own',
@@ -188,10 +210,11 @@ def read_items(paths: Iterable[Path]) -> Items:
         tuple(item for item in found if isinstance(item, ChoiceItem)),
         tuple(item for item in found if isinstance(item, PairItem)),
         digests,
+        +unnamed,
     )
 
 
-def _read(path: Path) -> Iterable[tuple[int, Item]]:
+def _read(path: Path) -> "Iterable[_Record]":
     refuse_irregular(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -201,7 +224,7 @@ def _read(path: Path) -> Iterable[tuple[int, Item]]:
         raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, _record(f"{shown_path(path)}:{number}", line).item(path.stem.upper())
+            yield _record(f"{shown_path(path)}:{number}", line)
 
 
 def _record(place: str, line: str) -> "_Record":
@@ -217,9 +240,7 @@ def _record(place: str, line: str) -> "_Record":
 class _Record(Fields):
     """One line of an item file, or an object in it."""
 
-    def item(self, split: str) -> Item:
-        """Return the item; ``split`` where it names none."""
-        self.values.setdefault("split", split)
+    def item(self) -> Item:
         if "options" in self.values:
             return self._choice()
         return self._pair() if "true" in self.values else self._open()

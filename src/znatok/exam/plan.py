@@ -1,18 +1,21 @@
 """What an examination asks and by what it judges: the files named, else the project's own beside its data set."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from znatok.config import SampleOptions
 from znatok.data.load import read_pairs
-from znatok.errors import DataError
+from znatok.data.schema import quoted
+from znatok.errors import DataError, _
 from znatok.exam.arms import ARMS, Arm
-from znatok.exam.items import Items, OpenItem, read_items
+from znatok.exam.items import SPLITS, UNNAMED, Items, OpenItem, read_items
 from znatok.exam.memory import runs
 from znatok.exam.scores import MEMORISED
 from znatok.files import sha256
-from znatok.lexicon import Lexicon, lexicon_near, load_lexicon
+from znatok.lexicon import Lexicon, language_of, lexicon_near, load_lexicon
+from znatok.logs import say, warn
 from znatok.retrieve import Knowledge, read_knowledge
 
 STANDARD = ("t0", "t1", "t2", "t3", "t4", "t5", "choices", "minimal_pairs")
@@ -75,12 +78,14 @@ def plan_examination(
     if not questions and not standard:
         raise DataError("{path} has no test items beside it: name some with --questions", path=data)
     files = [own / f"{name}.jsonl" for name in STANDARD] if standard else list(questions)
-    words = load_lexicon(lexicon or lexicon_near(files[0]))
+    items = read_items(files)
+    _say_splits(items)
+    words = _words_for(items, lexicon or lexicon_near(files[0]))
     facts = own.parent / "facts.jsonl"
     chosen = knowledge or (facts if standard and facts.is_file() else None)
     prose = {language: own / f"prose_{language}.txt" for language in ("ru", "en")} if standard else {}
     return Examination(
-        items=read_items(files).limited(limit),
+        items=items.limited(limit),
         lexicon=words,
         knowledge=read_knowledge(chosen, words) if chosen else None,
         knowledge_sha256=sha256(chosen) if chosen else None,
@@ -90,6 +95,40 @@ def plan_examination(
         fresh=fresh,
         taught=runs(pair.response for pair in read_pairs(data, skip_bad=True).pairs) if data.is_file() else frozenset(),
     )
+
+
+def _say_splits(items: Items) -> None:
+    """Say which items were put into a split that they do not name, and which ones no claim will be made of."""
+    for place, count in items.unnamed.items():
+        say(
+            _(
+                '{place}: items without a "split": {count}; they count as {split}, trained facts in new words '
+                '("split": "T2" for facts that were not trained)',
+                place=place, count=count, split=UNNAMED,
+            )
+        )  # fmt: skip
+    if others := sorted({item.split for item in items.all} - {*SPLITS}):
+        warn(
+            _(
+                '"split" {found}: no claim is made of these items, they are in the tables only; expected {known}',
+                found=quoted(others), known=", ".join(SPLITS),
+            )
+        )  # fmt: skip
+
+
+def _words_for(items: Items, path: Path | None) -> Lexicon:
+    """Return the lexicon of a file; without one, or where it names no language, that of most questions' language."""
+    written = Counter(language_of(item.question) for item in items.all)
+    language = written.most_common(1)[0][0]
+    if path is None:
+        say(
+            _(
+                "no lexicon.toml beside the questions, and no --lexicon: judged by the words of language {language}, "
+                "which most questions are in; nothing is known of the field's own names and quantities",
+                language=language,
+            )
+        )
+    return load_lexicon(path, language)
 
 
 def _beside(data: Path) -> tuple[Path, ...]:
