@@ -1,8 +1,9 @@
-"""The contract of the test items: formed alike, keyed to facts, and on their own side of what is trained.
+"""The contract of the test items: frozen, formed alike, keyed to facts, and on their own side of what is trained.
 
-Nothing reads these files yet: they are written before the scorer and before the models they will judge.
+They were written before the scorer and before the models they judge.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -32,6 +33,18 @@ CLAIMS = {
 FAMILIES = {"number", "solvent", "polarity", "cause", "expansion", "term", "control"}
 # cited by no pair, and about no material and quantity that a trained fact speaks of
 UNCITED = {"mat-060", "bin-002"}
+FROZEN = {
+    "t0.jsonl": "b00afc870b98bc83d6767ad0b06ea5d54b7f5451b177f3baba7a62d3ef01a3ff",
+    "t1.jsonl": "68db55cdd53bc6de53f837652e673dd0ef30bc571b7d5ec9bf4dd260f14b6830",
+    "t2.jsonl": "38d7c55e42460f7701f59edbc17dd069978adf9a49dae964586967e00b811ba6",
+    "t3.jsonl": "653294906d5c472f8059adf1a284fe1c87df21dee8dc3df927b28353af771c58",
+    "t4.jsonl": "0628cf2335994a9266be64dbda0bf721dec5a43002ca70d4925b54eebd3b2993",
+    "t5.jsonl": "6a84359fee6b3786cd134a215ea80089c4a2cc7fc246154d0fa1daa8f89474b0",
+    "choices.jsonl": "0adfa7e2385edd1fede4edd20a37779465c011af92e220153819fbb0da0ecb53",
+    "minimal_pairs.jsonl": "349e012ce36a74c4c90494ff6645519ab726ac927b3b559666982853965e8636",
+    "prose_ru.txt": "af64e4920ed2c24df5b6130c80347a49af001e1cb1c1de04dcc65b760c663145",
+    "prose_en.txt": "e30e4a8a9c2279d4ff8ecc3a7ecbe3aa4e4857c32d8926e5d3a86d0de2c36130",
+}
 
 
 def read(name):
@@ -45,6 +58,17 @@ def cited(path):
 
 TRAINED, HELD_OUT = cited(ROOT / "data.jsonl"), cited(EVAL / "heldout.jsonl")
 FACTS = {json.loads(line)["id"] for line in (ROOT / "data" / "facts.jsonl").read_text(encoding="utf-8").splitlines()}
+
+
+def test_what_published_answers_are_judged_by_is_frozen():
+    """Whoever changes one of these files changes what is published.
+
+    An edited key judges the records in ``results/`` anew, an edited question has no answer there, and an edited text
+    can't be compared with theirs. So a change here needs a new examination of every published model or, where only a
+    key was wrong, a note in ``docs/evaluation.md`` («Changed since») of the verdicts it changes; then its digest goes
+    in here.
+    """
+    assert {name: hashlib.sha256((EVAL / name).read_bytes()).hexdigest() for name in FROZEN} == FROZEN
 
 
 @pytest.mark.parametrize("name", ["t0", *OPEN])
@@ -107,8 +131,9 @@ def test_memorisation_is_asked_in_the_very_words_of_training():
 
 
 def test_there_are_enough():
+    """No fewer than the method asks for."""
     counts = {name: len(read(name)) for name in (*OPEN, "choices", "minimal_pairs")}
-    wanted = {"t1": 140, "t2": 50, "t3": 30, "t4": 40, "t5": 50, "choices": 160, "minimal_pairs": 200}
+    wanted = {"t1": 140, "t2": 60, "t3": 30, "t4": 40, "t5": 50, "choices": 160, "minimal_pairs": 200}
     assert all(counts[name] >= count for name, count in wanted.items()), counts
 
 
