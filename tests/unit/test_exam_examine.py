@@ -22,7 +22,7 @@ from znatok.exam.publish import MARKS, write_card
 from znatok.exam.record import read_records, write_record
 from znatok.exam.text import claims_table, runs_table
 from znatok.expert import Voice, open_expert
-from znatok.files import read_json, read_jsonl
+from znatok.files import read_json, read_jsonl, sha256
 from znatok.model.score import answer_losses, bits_per_byte, group_losses
 from znatok.tokens.encode import EncodeRule, encode_pairs
 
@@ -145,6 +145,29 @@ def test_a_record_is_judged_again_without_a_model(result, run, folder, tmp_path,
     assert "| P1 knows more" in capsys.readouterr().out
     assert (tmp_path / "eval" / "report.en.html").is_file()
     assert read_jsonl(tmp_path / "eval" / "items.jsonl") == result.rows
+
+
+def test_questions_changed_since_are_said(result, run, folder, tmp_path, capsys):
+    """An edited key judged published answers anew, and nothing told."""
+    for record in result.records:
+        write_record(record, tmp_path / record.file_name)
+    asked = tmp_path / "asked" / "questions.jsonl"
+    asked.parent.mkdir()
+    asked.write_bytes((folder / "questions.jsonl").read_bytes())
+    words = ["eval", str(tmp_path), "--questions", str(asked), "--knowledge", str(folder / "facts.jsonl")]
+    assert main(words) == 0
+    assert "changed since" not in capsys.readouterr().err
+    asked.write_text(asked.read_text(encoding="utf-8").replace("180", "190"), encoding="utf-8")
+    assert main(words) == 0
+    assert "questions.jsonl: changed since these answers were recorded" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_record_says_what_was_heard(result, run, folder):
+    digest = {"questions.jsonl": sha256(folder / "questions.jsonl")}
+    for record in result.records:
+        assert record.about.system == run.read_manifest()["chat"]["system"]
+        assert record.about.items_sha256 == digest
+    assert result.facts["items_sha256"] == digest
 
 
 def test_a_new_run_is_judged_beside_records(result, run, folder, tmp_path):

@@ -1,5 +1,6 @@
 """Records: what is kept, and what is refused rather than judged by questions that were never asked."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,10 @@ def test_what_is_written_is_read_back(tmp_path):
     found = read_records(tmp_path)
     assert [(one.about, one.lines) for one in found] == [(one.about, one.lines) for one in (BASE, TUNED)]
     assert [one.about.run for one in read_records(tmp_path / "s1.jsonl")] == ["s1"]
+    old = json.loads((tmp_path / "base.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    del old["system"], old["items_sha256"]
+    (tmp_path / "old.jsonl").write_text(json.dumps(old), encoding="utf-8")
+    assert read_records(tmp_path / "old.jsonl")[0].about == ABOUT  # of before these two were kept
     assert is_record(tmp_path)
     assert is_record(tmp_path / "s1.jsonl")
     assert found[0].texts() == [{"text": "ru", "arm": "base", "run": "", "windows": [[3.0, 8]]}]
@@ -101,6 +106,39 @@ def test_only_what_is_alike_is_compared():
             together([BASE, other])
     with pytest.raises(UsageError, match="s1: two runs"):
         together([BASE, TUNED, TUNED])
+
+
+def read(prose, about=ABOUT):
+    """Return a record of a text read, of (SHA-256, windows)."""
+    digest, windows = prose
+    return Record(about, [{"kind": "prose", "id": "ru", "sha256": digest, "windows": windows}])
+
+
+@pytest.mark.parametrize("other", [("y", [[3.0, 8]]), ("x", [[3.0, 8], [2.0, 5]])], ids=["text", "windows"])
+def test_windows_of_two_texts_are_no_pairs(other):
+    """They were compared one by one: nonsense was shown, or there were too few of them and an IndexError came."""
+    base = read(("x", [[3.0, 8]]))
+    assert together([base, read(("x", [[2.5, 8]]), TUNED.about)])
+    with pytest.raises(UsageError, match=r's1: prose "ru" is another text.*leave that record out'):
+        together([base, read(other, TUNED.about)])
+
+
+def heard(message, **about):
+    """Return a record of what was said under a system message."""
+    return Record(replace(ABOUT, system=message, **about), [])
+
+
+def test_one_system_message_is_heard_by_all():
+    """Runs trained with different --system were averaged as seeds of one recipe, and held against any base's record."""
+    one, other = heard("Отвечай кратко.", voice="tuned", run="s1"), heard("Отвечай\nстихами.", voice="tuned", run="s2")
+    assert together([heard("Отвечай кратко."), one])
+    assert together([heard(None), one])  # a record of before says nothing of it
+    with pytest.raises(
+        UsageError, match=r"s2: system is 'Отвечай\\nстихами.', that of the base's record 'Отвечай кратко"
+    ):
+        together([heard("Отвечай кратко."), other])
+    with pytest.raises(UsageError, match=r"s2: system is .*, in s1 .*differ in their seed only"):
+        together([heard(None), one, other])
 
 
 def trained(run, data="d", **options):

@@ -35,7 +35,7 @@ from znatok.exam.sitting import hear
 from znatok.exam.text import markdown
 from znatok.files import sha256, write_json, write_jsonl, write_text
 from znatok.lexicon import Lexicon
-from znatok.logs import say
+from znatok.logs import say, warn
 from znatok.runs import Run, find, held
 
 
@@ -214,6 +214,13 @@ def examine(sources: Sources, args: Any) -> Proof:
         seed=args.test_seed,
         fresh=args.fresh,
     )
+    if changed := changed_since(sources.records, what):
+        warn(
+            _(
+                "{files}: changed since these answers were recorded; they are judged by the present keys",
+                files=", ".join(changed),
+            )
+        )
     with held(sources.runs[0]) if sources.runs else nullcontext():
         known = any(record.about.voice == BASE for record in sources.records)
         heard = hear(sources.runs, what, args.dtype, base=not known)
@@ -233,6 +240,13 @@ def examine(sources: Sources, args: Any) -> Proof:
             write_sheet(result.rows, args.blind, what.seed)
             say(_("{path}: write correct, partial, incorrect or not attempted beside each answer", path=args.blind))
     return proof
+
+
+def changed_since(records: Iterable[Record], what: Examination) -> list[str]:
+    """Return which files of questions are not what they were when a record was made, as far as it says so."""
+    now = what.items.sha256
+    known = [record.about.items_sha256 or {} for record in records]
+    return sorted({name for then in known for name in now.keys() & then.keys() if now[name] != then[name]})
 
 
 def ask_judge(folder: Path, result: Result, args: Any, seed: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from znatok.data.schema import shown_path
+from znatok.data.schema import shown, shown_path
 from znatok.errors import DataError, UsageError
 from znatok.exam.items import ChoiceItem, Item, OpenItem
 from znatok.files import write_jsonl
@@ -23,6 +23,9 @@ RECORDS = "records"
 """The folder of an examination's records."""
 FREE = {"seed", "save_steps", "eval_steps", "keep_checkpoints"}
 """Options in which runs of one recipe may differ."""
+
+COMPARABLE = ("base_sha256", "engine", "dtype", "sampling", "knowledge_sha256", "system")
+"""What the base and a tuned voice must have alike."""
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -43,6 +46,8 @@ class About:
         knowledge_sha256: of the passages that two arms may look things up in.
         sampling, seed: how answers were drawn.
         machine: processor, threads, versions.
+        system: the message that every arm but the prompted one heard; None in records that do not say it.
+        items_sha256: of the files of questions; None in records that do not say it.
     """
 
     voice: str
@@ -60,6 +65,8 @@ class About:
     sampling: Mapping[str, Any]
     seed: int
     machine: Mapping[str, Any]
+    system: str | None = None
+    items_sha256: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,14 @@ class Record:
         return [
             {"text": line["id"], **who, "windows": line["windows"]} for line in self.lines if line["kind"] == "prose"
         ]
+
+    def prose(self) -> dict[str, tuple[str, list[int]]]:
+        """Return the SHA-256 of each text and the sizes of its windows, by which windows of two records are paired."""
+        return {
+            line["id"]: (line["sha256"], [size for _bits, size in line["windows"]])
+            for line in self.lines
+            if line["kind"] == "prose"
+        }
 
     def losses(self) -> list[Line]:
         """Return the rows of the training curve."""
@@ -145,16 +160,41 @@ def _refuse_another_training(record: Record, first: Record) -> None:
                 "{place}: {key} is {theirs}, in {first} {ours}; runs examined together differ in their seed only",
                 place=record.place or record.about.run,
                 key=key,
-                theirs=theirs[key],
+                theirs=_shown(key, theirs[key]),
                 first=first.place or first.about.run,
-                ours=ours[key],
+                ours=_shown(key, ours[key]),
             )
 
 
 def _training(about: About) -> dict[str, Any]:
     """Return what a run was trained on and how, as far as it decides what is learned and is known."""
-    known = {"data_sha256": about.data_sha256, **(about.options or {})}
+    known = {"data_sha256": about.data_sha256, "system": about.system, **(about.options or {})}
     return {key: value for key, value in known.items() if key not in FREE and value is not None}
+
+
+def _refuse_another_base(record: Record, base: Record) -> None:
+    """Raise UsageError where a tuned voice was not asked as the base of the record was."""
+    place = record.place or record.about.run
+    for key in COMPARABLE:
+        ours, theirs = getattr(base.about, key), getattr(record.about, key)
+        if ours != theirs and not (key == "system" and None in {ours, theirs}):
+            raise UsageError(
+                "{place}: {key} is {theirs}, that of the base's record {ours}; they can't be compared",
+                place=place, key=key, theirs=_shown(key, theirs), ours=_shown(key, ours),
+            )  # fmt: skip
+    ours, theirs = base.prose(), record.prose()
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
+            raise UsageError(
+                '{place}: prose "{name}" is another text than in the base\'s record (SHA-256 {theirs}… and {ours}…), '
+                "or cut into other windows; leave that record out, and the base is asked again",
+                place=place, name=name, theirs=theirs[name][0][:12], ours=ours[name][0][:12],
+            )  # fmt: skip
+
+
+def _shown(key: str, value: object) -> object:
+    """Return a value for a message of one line: a system message may have many."""
+    return shown(value, 80) if key == "system" and isinstance(value, str) else value
 
 
 def _read(path: Path) -> Record:
@@ -196,13 +236,7 @@ def together(records: Sequence[Record]) -> tuple[Record, list[Record]]:
         )
     base = bases[0]
     for record in tuned:
-        for key in ("base_sha256", "engine", "dtype", "sampling", "knowledge_sha256"):
-            ours, theirs = getattr(base.about, key), getattr(record.about, key)
-            if ours != theirs:
-                raise UsageError(
-                    "{place}: {key} is {theirs}, that of the base's record {ours}; they can't be compared",
-                    place=record.place or record.about.run, key=key, theirs=theirs, ours=ours,
-                )  # fmt: skip
+        _refuse_another_base(record, base)
         _refuse_another_training(record, tuned[0])
     names = [record.about.run for record in tuned]
     for name in names:

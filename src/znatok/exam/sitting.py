@@ -87,6 +87,8 @@ class Sitting:
             sampling=what.sample.described(),
             seed=what.seed,
             machine=machine(),
+            system=expert.system,
+            items_sha256=dict(what.items.sha256),
         )
         path = run.path / "eval" / "measured.jsonl"
         if not tuned:
