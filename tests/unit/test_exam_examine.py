@@ -1,6 +1,9 @@
 """The examination, whole, on a tiny model: every arm asked, everything written, nothing asked twice."""
 
 import json
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,7 @@ import tiny
 from znatok.cli import main
 from znatok.config import ModelOptions, SampleOptions
 from znatok.data.schema import Pair
+from znatok.eval.labels import labels, number
 from znatok.exam import sitting
 from znatok.exam.arms import identity
 from znatok.exam.examine import Result, evaluate, judge_records, write_proof
@@ -20,6 +24,7 @@ from znatok.exam.plan import Examination, plan_examination
 from znatok.exam.proof import Proof, prove
 from znatok.exam.publish import MARKS, write_card
 from znatok.exam.record import read_records, write_record
+from znatok.exam.report import render_proof
 from znatok.exam.text import claims_table, runs_table
 from znatok.expert import Voice, open_expert
 from znatok.files import read_json, read_jsonl, sha256
@@ -113,6 +118,79 @@ def test_everything_is_written(result, run):
     assert "<script" not in page
     assert page.count('id="q1-i"') == 1
     assert 'href="#T1"' in page
+
+
+class Page(HTMLParser):
+    """The links, ids and table rows of a page; a row is its text and its links."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids, self.rows = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        if tag == "tr":
+            self.rows.append(["", []])
+        elif tag == "a":
+            self.links.append(values["href"])
+            self.rows[-1][1].append(values["href"])
+
+    def handle_data(self, data):
+        if self.rows:
+            self.rows[-1][0] += data
+
+
+@pytest.fixture(scope="module")
+def page(run, folder):
+    """Return the report of an examination with everything in it: every kind, a split's own pairs, two runs."""
+    more = [{**QUESTIONS[4], "id": "p2", "split": "control"}, {**QUESTIONS[0], "id": "q5", "split": "T5"}]
+    path = folder / "all.jsonl"
+    path.write_text("".join(json.dumps(q) + "\n" for q in (*QUESTIONS, *more)), encoding="utf-8")
+    what = Examination(**{**vars(planned(folder)), "items": read_items([path])})
+    base, tuned = evaluate([run], what, "float32").records
+    twice = judge_records([base, tuned, replace(tuned, about=replace(tuned.about, run="other"))], what)
+    proof = prove(twice.rows, twice.texts, 1)
+    return proof, Page(render_proof(proof, twice.rows, twice.texts, twice.facts, {}, "en"))
+
+
+def test_every_link_of_the_report_has_its_end(page):
+    """Choices, pairs and prose had no log, «control» no heading, and their numbers led to open questions or nowhere."""
+    _proof, shown = page
+    assert {link for link in shown.links if not link.startswith("#")} == set()
+    assert {link[1:] for link in shown.links} <= set(shown.ids)
+    assert {"T1", "T1-choices", "T1-pairs", "control-pairs", "prose-ru"} <= {link[1:] for link in shown.links}
+    twice = [name for name, count in Counter(shown.ids).items() if count > 1]
+    assert twice == []
+
+
+def test_every_claim_leads_to_the_log_it_is_made_from(page):
+    proof, shown = page
+    words = labels("en")
+    ends = {"P1": "T1", "P5 choices": "T1-choices", "P5 pairs": "T1-pairs", "P7 prose ru": "prose-ru"}
+    ends |= {"P7 control pairs": "control-pairs", "P3": "T4"}
+    assert ends.keys() <= {claim.key for claim in proof.claims}
+    for claim in proof.claims:
+        name = words[f"proof.{claim.key}"]
+        rows = [links for text, links in shown.rows if text.startswith(f"{name} ")]
+        assert len(rows) >= 1, claim.key
+        assert all(rows), claim.key  # in the claims, in what was forgotten, and run by run
+        if claim.key in ends:
+            assert all(f"#{ends[claim.key]}" in links for links in rows), claim.key
+
+
+def test_the_report_shows_what_was_weighed(result, page):
+    _proof, shown = page
+    (choice,) = [row for row in result.rows if row["kind"] == "choice" and row["arm"] == "base"]
+    (option,) = [text for text, _links in shown.rows if text.startswith("сопло")]
+    assert option.startswith(f"сопло{choice['probability']:.2f} (")
+    assert ("✓" in option.split(")")[1]) == choice["right"]
+    (pair,) = [row for row in result.rows if row["kind"] == "pair" and row["arm"] == "base"]
+    assert any(
+        text.startswith(f"Сопло горячее.{number(pair['margin'], 2, 'en', sign=True)} (") for text, _ in shown.rows
+    )
+    assert any("mixed_script" in text or "mixed" in text for text, _links in shown.rows)
 
 
 def test_the_model_card_holds_the_same_numbers(result, run):

@@ -18,7 +18,7 @@ def row(arm, i, split="T1", run="", **changes):
         "kind": "open", "id": f"{split}-{i}", "split": split, "cluster": f"{split}-{i // 2}", "type": "numeric",
         "arm": arm, "run": run,
         "recall": 0.5, "precision": None, "verdict": "partial", "contradictions": 0, "stop": "end", "cjk": False,
-        "repetition": 0.0, "recited": False, "names_field": True, "tokens": 30, "words": 20,
+        "mixed_script": 0, "repetition": 0.0, "recited": False, "names_field": True, "tokens": 30, "words": 20,
         **dict.fromkeys(CRITERIA, 0.5),
     }  # fmt: skip
     return made | changes

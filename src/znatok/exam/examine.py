@@ -105,13 +105,15 @@ def rows_of(record: Record, what: Examination) -> list[dict[str, Any]]:
             recital = {"recited": recited(str(line["text"]), what.taught)}
             rows.append(judged(item, line, arm.name, run, what.lexicon) | recital)
     for choice in what.items.choices:
-        values = asdict(weighed(choice, record.of("choice", voice, choice)["losses"]))
-        del values["losses"]
-        rows.append({"kind": "choice", **_place(choice), "arm": voice, "run": run, **values})
+        losses = list(record.of("choice", voice, choice)["losses"])
+        values = asdict(weighed(choice, losses)) | {"losses": losses}
+        shown = {"question": choice.question, "options": list(choice.options), "answer": choice.answer}
+        rows.append({"kind": "choice", **_place(choice), "arm": voice, "run": run, **shown, **values})
     for pair in what.items.pairs:
         line = record.of("pair", voice, pair)
         values = {name: line[name] for name in ("margin", "margin_bare")}
-        rows.append({"kind": "pair", **_place(pair), "arm": voice, "run": run, **values})
+        shown = {"question": pair.question, "true": pair.true, "false": pair.false}
+        rows.append({"kind": "pair", **_place(pair), "arm": voice, "run": run, **shown, **values})
     return rows
 
 
@@ -300,4 +302,5 @@ def write_proof(folder: Path, result: Result, proof: Proof) -> None:
             training_loss(record.losses(), curve, language)
         shown = {name: path for name, path in images.items() if path.is_file()}
         write_text(folder / f"proof.{language}.md", markdown(proof, language))
-        write_text(folder / f"report.{language}.html", render_proof(proof, result.rows, result.facts, shown, language))
+        page = render_proof(proof, result.rows, result.texts, result.facts, shown, language)
+        write_text(folder / f"report.{language}.html", page)

@@ -53,17 +53,22 @@ def choose(model: Any, chat: ChatFormat, system: str, items: Sequence[ChoiceItem
 def weighed(item: ChoiceItem, losses: Sequence[float]) -> Chosen:
     """Return what the losses of its options make of a choice."""
     per_byte = [loss / len(option.encode()) for loss, option in zip(losses, item.options, strict=True)]
-    least = min(losses)
-    weights = [math.exp(least - loss) for loss in losses]
-    shares = [weight / sum(weights) for weight in weights]
+    share = shares(losses)
     return Chosen(
         right=min(range(len(losses)), key=per_byte.__getitem__) == item.answer,
         right_whole=min(range(len(losses)), key=losses.__getitem__) == item.answer,
-        probability=shares[item.answer],
-        confidence=max(shares),
-        brier=sum((share - (i == item.answer)) ** 2 for i, share in enumerate(shares)),
+        probability=share[item.answer],
+        confidence=max(share),
+        brier=sum((one - (i == item.answer)) ** 2 for i, one in enumerate(share)),
         losses=tuple(losses),
     )
+
+
+def shares(losses: Sequence[float]) -> list[float]:
+    """Return the probability of each option among all, by the losses of the whole options."""
+    least = min(losses)
+    weights = [math.exp(least - loss) for loss in losses]
+    return [weight / sum(weights) for weight in weights]
 
 
 @dataclass(frozen=True, slots=True)

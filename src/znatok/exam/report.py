@@ -1,6 +1,9 @@
-"""The proof as one HTML file: claims, arms, pictures, best and worst answers, and every item behind a number."""
+"""The proof as one HTML file: claims, arms, pictures, best and worst answers, and every item behind a number.
 
-from collections.abc import Mapping, Sequence
+A number leads to the log it was made from: the answers of its split, what was chosen, preferred, or read.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,20 +13,28 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from znatok.eval.labels import labels
 from znatok.eval.records import visible
 from znatok.eval.report import data_uri
-from znatok.exam.proof import Proof
+from znatok.exam.criteria import CRITERIA
+from znatok.exam.logged import Cell, logs_of
+from znatok.exam.proof import BY_RUN, FIVE, WRITTEN_BEFORE_TRAINING, Claim, Proof
 from znatok.exam.scores import MEMORISED, Row
 from znatok.exam.text import LIKELIHOODS, arms_rows, claim_cells, runs_table, shown_measures
 
 SHOWN_EXTREMES = 10
-CRITERIA_MEASURES = ("accuracy", "specificity", "structure", "practical", "terminology")
+CRITERIA_MEASURES = (*CRITERIA, "mixed_script")
+LOGGED = {"choices": "-choices", "brier": "-choices", "pairs": "-pairs", "pairs, bare": "-pairs"}
+"""Which log of a split a measure is made from, by the end of its anchor; any other one from the answers."""
+KINDS = {"choice": "-choices", "pair": "-pairs", "open": ""}
+"""The same by the kind of its rows."""
+JUDGED = {criterion.key: criterion for criterion in (*BY_RUN, *WRITTEN_BEFORE_TRAINING, *FIVE)}
+"""Every criterion by the key of its claims; prose has none."""
 
 
 class _Table(NamedTuple):
-    """One split: its name, the captions, and a row of (text, link) for each arm."""
+    """One split: its name, the captions, and a row for each arm."""
 
     split: str
     head: list[str]
-    rows: list[list[tuple[str, str]]]
+    rows: list[list[Cell]]
 
 
 class _Item(NamedTuple):
@@ -37,7 +48,12 @@ class _Item(NamedTuple):
 
 
 def render_proof(
-    proof: Proof, rows: Sequence[Row], facts: Mapping[str, Any], images: Mapping[str, Path], language: str = "ru"
+    proof: Proof,
+    rows: Sequence[Row],
+    texts: Sequence[Row],
+    facts: Mapping[str, Any],
+    images: Mapping[str, Path],
+    language: str = "ru",
 ) -> str:
     """Return the report as one HTML document.
 
@@ -47,12 +63,16 @@ def render_proof(
     Args:
         proof: claims and table.
         rows: of ``eval/items.jsonl``.
+        texts: bits per byte, see :class:`znatok.exam.examine.Result`.
         facts: models, adapters, data, machine, hashes.
         images: PNG files by caption key; ``loss: RUN`` for the curve of a run.
         language: of everything but the answers.
     """
     words = labels(language)
     items = _items(rows)
+    logs = logs_of(rows, texts, language)
+    anchors = {item.split for item in items} | {log.anchor for log in logs}
+    claims = [_claim(claim, anchors, language) for claim in proof.claims]
     return _template().render(
         language=language,
         words=words,
@@ -62,11 +82,11 @@ def render_proof(
             words["proof.claim"], words["proof.arms"], "n", words["proof.before"], words["proof.after"],
             words["proof.difference"], "p", words["proof.rule"], words["proof.verdict"],
         ],
-        claims=[(claim_cells(claim, language), claim.verdict) for claim in proof.claims],
+        claims=claims,
         forgetting=[
-            (claim_cells(claim, language), claim.verdict) for claim in proof.claims if claim.key.startswith("P7")
+            cells for claim, cells in zip(proof.claims, claims, strict=True) if claim.key.startswith("P7")
         ],
-        by_run=_by_run(proof, language),
+        by_run=_by_run(proof, anchors, language),
         tables=[
             table
             for split in sorted({cell.split for cell in proof.cells})
@@ -79,6 +99,7 @@ def render_proof(
             for name, chosen in _extremes([item for item in items if item.split != MEMORISED]).items()
         ],
         items=items,
+        logs=logs,
     )  # fmt: skip
 
 
@@ -97,16 +118,46 @@ def _template() -> Template:
 
 def _table(proof: Proof, split: str, measures: Sequence[str], language: str) -> _Table | None:
     head, *rows = arms_rows(proof, split, language, measures)
-    linked = [[(cell, f"#{split}" if column > 1 else "") for column, cell in enumerate(row)] for row in rows]
+    own = {cell.measure for cell in proof.cells if cell.split == split}
+    links = ["", "", *(f"#{split}{LOGGED.get(name, '')}" for name in measures if name in own)]
+    linked = [[Cell(text, link) for text, link in zip(row, links, strict=True)] for row in rows]
     return _Table(split, head, linked) if rows else None
 
 
-def _by_run(proof: Proof, language: str) -> list[list[str]]:
-    """Return the table of training seeds, its head first; nothing where there is one seed."""
+def _claim(claim: Claim, anchors: Collection[str], language: str) -> list[Cell]:
+    """Return the row of a claim."""
+    name, arms, *numbers, p, rule, verdict = claim_cells(claim, language)
+    logs = _logs(claim.key, anchors)
+    shown = [Cell(arms), *_linked(numbers, logs), Cell(p), Cell(rule)]
+    return [Cell(name, logs=logs), *shown, Cell(verdict, css=claim.verdict.replace(" ", "-"))]
+
+
+def _logs(key: str, anchors: Collection[str]) -> tuple[str, ...]:
+    """Return the logs a claim is made from, of those there are."""
+    if key in JUDGED:
+        made = tuple(split + KINDS[JUDGED[key].kind] for split in JUDGED[key].splits)
+    else:
+        made = (key.removeprefix("P7 ").replace(" ", "-"),)
+    return tuple(anchor for anchor in made if anchor in anchors)
+
+
+def _linked(texts: Sequence[str], logs: Sequence[str]) -> list[Cell]:
+    """Return numbers that lead to the first of their logs."""
+    return [Cell(text, f"#{logs[0]}" if logs else "") for text in texts]
+
+
+def _by_run(proof: Proof, anchors: Collection[str], language: str) -> tuple[list[str], list[list[Cell]]] | None:
+    """Return head and rows of the table of training seeds; None where there is one seed."""
     if len(proof.runs) < 2:
-        return []
-    lines = runs_table(proof, language).split("\n")
-    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for place, line in enumerate(lines) if place != 1]
+        return None
+    head, _rule, *lines = (
+        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in runs_table(proof, language).split("\n")
+    )
+    rows = []
+    for key, (name, *numbers) in zip(dict.fromkeys(cell.measure for cell in proof.by_run), lines, strict=True):
+        logs = _logs(key, anchors)
+        rows.append([Cell(name, logs=logs), *_linked(numbers, logs)])
+    return head, rows
 
 
 def _caption(name: str, words: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ MEASURES: dict[str, Pick] = {
     **{name: number(name) for name in CRITERIA},
     "stop": ended,
     "cjk": number("cjk"),
+    "mixed_script": number("mixed_script"),
     "repetition": number("repetition"),
     "recited": number("recited"),
     "names_field": number("names_field"),
