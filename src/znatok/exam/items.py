@@ -252,9 +252,9 @@ class _Record(Fields):
         claims = tuple(self._claim(value) for value in self.array("claims"))
         check = self._check() if "check" in self.values else None
         if (kind == "format") != (check is not None):
-            raise self.bad('{place}: type "format" and "check" go together')
+            raise self._bad('{place}: type "format" and "check" go together')
         if not claims and check is None and expects != "abstain":
-            raise self.bad('{place}: "claims" is empty; expected what a right answer holds, or "expects": "abstain"')
+            raise self._bad('{place}: "claims" is empty; expected what a right answer holds, or "expects": "abstain"')
         return OpenItem(
             **self._common(),
             type=kind,
@@ -270,9 +270,9 @@ class _Record(Fields):
         options = self.texts("options")
         answer = self.values.get("answer")
         if len(options) < 2 or len(set(options)) < len(options):
-            raise self.bad('{place}: "options": expected two or more, all different')
+            raise self._bad('{place}: "options": expected two or more, all different')
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-            raise self.bad(
+            raise self._bad(
                 '{place}: "answer" is {found}; expected the index of the right option, from 0', found=described(answer)
             )
         return ChoiceItem(**self._common(), options=options, answer=answer)
@@ -281,7 +281,7 @@ class _Record(Fields):
         self.only({*PairItem.__slots__})
         true, false = self.text("true"), self.text("false")
         if true == false:
-            raise self.bad('{place}: "true" and "false" are the same')
+            raise self._bad('{place}: "true" and "false" are the same')
         return PairItem(**self._common(), family=self.text("family", ""), true=true, false=false)
 
     def _common(self) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class _Record(Fields):
         claim = self.within("claims", value)
         weight = claim.number("weight", 1.0)
         if weight <= 0:
-            raise self.bad('{place}: "weight": expected a positive number')
+            raise self._bad('{place}: "weight": expected a positive number')
         readers: dict[str, Callable[[], Claim]] = {
             "number": lambda: claim._number_claim(weight),
             "term": lambda: claim._term(weight),
@@ -312,10 +312,10 @@ class _Record(Fields):
         self.only({"kind", *NumberClaim.__slots__})
         lo, hi = self.number("lo"), self.number("hi")
         if lo > hi:
-            raise self.bad('{place}: "lo" is greater than "hi"')
+            raise self._bad('{place}: "lo" is greater than "hi"')
         tol = self.number("tol") if "tol" in self.values else None
         if tol is not None and tol < 0:
-            raise self.bad('{place}: "tol" is {found}; expected 0 or more', found=described(self.values["tol"]))
+            raise self._bad('{place}: "tol" is {found}; expected 0 or more', found=described(self.values["tol"]))
         return NumberClaim(self.text("entity", ""), self.text("property"), lo, hi, self.text("unit", ""), weight, tol)
 
     def _term(self, weight: float) -> TermClaim:
@@ -327,13 +327,13 @@ class _Record(Fields):
         groups = tuple(tuple(part.strip() for part in group.split("|")) for group in self.texts("terms"))
         for group in groups:
             if "" in group:
-                raise self.bad(
+                raise self._bad(
                     '{place}: "terms": {terms} has an empty alternative; expected text on both sides of each "|"',
                     terms=shown("|".join(group)),
                 )
         n = self.count("n", 1)
         if n > len(groups):
-            raise self.bad('{place}: "n" is {n}; expected 1 to {most}, as many as "terms"', n=n, most=len(groups))
+            raise self._bad('{place}: "n" is {n}; expected 1 to {most}, as many as "terms"', n=n, most=len(groups))
         return TermClaim(groups, n, weight)
 
     def _forbidden(self, value: object) -> Forbidden:
@@ -344,7 +344,7 @@ class _Record(Fields):
     def _check(self) -> Check:
         value = self.values["check"]
         if not isinstance(value, dict) or value.get("kind") not in CHECKS or "value" not in value:
-            raise self.bad(
+            raise self._bad(
                 '{place}: "check": expected an object with "value" and a "kind" of {known}', known=", ".join(CHECKS)
             )
         check = self.within("check", value)
@@ -361,6 +361,6 @@ class _Record(Fields):
             return self.one_of("value", LANGUAGES, None)
         if kind in {"no_digits", "uppercase"}:
             if self.values["value"] is not True:
-                raise self.bad('{place}: "value" is {found}; expected true', found=described(self.values["value"]))
+                raise self._bad('{place}: "value" is {found}; expected true', found=described(self.values["value"]))
             return True
         return self.count("value")
