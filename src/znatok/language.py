@@ -121,6 +121,14 @@ def is_directive(word: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 14)
+def is_link(word: str) -> bool:
+    """Tell whether a word only joins others: a Russian preposition, or an English one that stands before an amount."""
+    return word in {"at", "to", "by", "for"} or (
+        bool(_CYRILLIC.search(word)) and _morphology().parse(word)[0].tag.POS == "PREP"
+    )
+
+
+@lru_cache(maxsize=1 << 14)
 def can_be_denied(word: str) -> bool:
     """Tell whether «не» before this word denies it: in Russian a verb or an adjective, not a noun; else any word."""
     parts = {"VERB", "INFN", "ADJF", "ADJS", "PRTF", "PRTS", "PRED", "COMP", "GRND", "ADVB"}

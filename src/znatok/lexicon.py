@@ -94,6 +94,10 @@ class Lexicon:
         """Tell whether one of the phrases of a kind («abstention», «vague», …) stands among these words."""
         return any(find(wanted, words, gap=1) for wanted in self.phrases[kind])
 
+    def begins(self, kind: str, words: Sequence[Word]) -> bool:
+        """Tell whether these words begin with one of the phrases of a kind."""
+        return any(start == 0 for wanted in self.phrases[kind] for start, _end in find(wanted, words, gap=0))
+
     def count(self, kind: str, words: Sequence[Word]) -> int:
         """Return how many phrases of a kind stand among these words."""
         return sum(len(find(wanted, words, gap=0)) for wanted in self.phrases[kind])
@@ -164,7 +168,10 @@ def load_lexicon(path: Path | None, language: str = "ru") -> Lexicon:
     general = of_language(language)
     units = {name: Unit(unit["of"], float(unit.get("factor", 1.0))) for name, unit in general["units"].items()}
     names = {normalise(name).lower(): unit for unit, row in reversed(general["units"].items()) for name in row["names"]}
-    lists = ("negation", "denial", "spared", "abstention", "vague", "advice", "conjunctions", "delta", "change", "of")
+    lists = (
+        *("negation", "denial", "spared", "bound", "agreement", "abstention", "vague", "advice", "conjunctions"),
+        *("delta", "change", "of"),
+    )
     try:
         properties = {
             name: Property(units[row["unit"]].dimension, tuple(phrase(word) for word in row["words"]))

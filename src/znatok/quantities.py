@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from znatok.language import Sentence, Word, find
+from znatok.language import Sentence, Word, find, is_directive, is_link
 from znatok.lexicon import Lexicon
 
 REACH = 9  # words between a number and the word that says what it is of
 AFTER = 1.5  # a word that follows a number is so much farther than one that stands before it
+DENIES = 4  # words before a number in which it may be denied
 CLAUSE = 3.0  # a comma, semicolon or bracket between them counts as so many words; none may stand before what follows
 
 _NUMBER = r"\d+(?:\.\d+)?"
-_TO = r"(?:\s?-\s?|\s?\.\.\.?\s?|\s+(?:до|по|to)\s+)"
+_TO = r"(?:\s?-\s?|\s?\.\.\.?\s?|\s+(?:до|to)\s+|(?(since)\s+по\s+|(?!)))"  # «с 3 по 5», not «3 слоя по 0.2 мм»
 _JOINED = re.compile(r"\s*(?:,|и|или|либо|and|or)\s*", re.IGNORECASE)
 _BORDER = re.compile(r"[,;:()]|\s-\s")
 
@@ -34,6 +35,7 @@ class Mention:
         properties: the quantities it may be of: those the nearest word names; empty when no word is near.
         entities: what it is said of, empty when the sentence names nothing.
         delta: a change («на 5–10 °C») or a factor of a sum («8 × 0,02»), not a value.
+        denied: it is said not to be the value: «не 200 °C, а», «нельзя греть до 205 °C».
         sentence: the index of its sentence.
     """
 
@@ -44,6 +46,7 @@ class Mention:
     properties: frozenset[str]
     entities: frozenset[str]
     delta: bool
+    denied: bool
     sentence: int
 
 
@@ -69,6 +72,7 @@ def mentions(read: Sequence[Sentence], lexicon: Lexicon) -> list[Mention]:
                     _property(sentence, figure, dimension, triggers),
                     _entity(sentence, figure, named, lexicon),
                     _is_change(sentence, figure, lexicon) or (dimension is None and _is_factor(sentence, figure)),
+                    _is_denied(sentence, figure, lexicon),
                     index,
                 )
             )
@@ -123,7 +127,7 @@ def _numerals(sentence: Sentence, lexicon: Lexicon) -> list[_Figure]:
 def _pattern(units: str) -> re.Pattern[str]:
     """Return what finds «200», «200–220 °C», «от 200 до 220», «20 °C ± 5»; not the number of «Термоласт-7»."""
     return re.compile(
-        rf"(?<![\w.\[])(?<![^\W\d]-)±?\s?(?P<lo>{_NUMBER})(?:(?P<unit_lo>{units})(?=-\d|\s?(?:±|до|по|to)))?"
+        rf"(?:\b(?P<since>со?)\s)?(?<![\w.\[])(?<![^\W\d]-)±?\s?(?P<lo>{_NUMBER})(?:(?P<unit_lo>{units})(?=-\d|\s?(?:±|до|по|to)\s?\d))?"
         rf"(?:{_TO}(?P<hi>{_NUMBER})|\s?±\s?(?P<spread>{_NUMBER}))?(?!\.?\d)(?P<unit>{units})?",
         re.IGNORECASE,
     )
@@ -219,6 +223,18 @@ def _is_change(sentence: Sentence, figure: _Figure, lexicon: Lexicon) -> bool:
     if following >= len(words) or border_between(sentence, figure.last, following):
         return False
     return lexicon.has("change", words[following : following + 1])
+
+
+def _is_denied(sentence: Sentence, figure: _Figure, lexicon: Lexicon) -> bool:
+    """Tell «не 200 °C» and «нельзя греть до 200 °C» from «не выше 200 °C» and «не выдерживает 200 °C»."""
+    words = sentence.words[max(0, figure.first - DENIES) : figure.first]
+    at = next((i for i in reversed(range(len(words))) if lexicon.has("denial", words[i : i + 1])), None)
+    if at is None or border_between(sentence, figure.first - len(words) + at, figure.first):
+        return False
+    between = words[at + 1 :]
+    if lexicon.has("bound", between):
+        return False
+    return all(is_link(word.text.lower()) for word in between) or is_directive(between[0].text.lower())
 
 
 def _is_factor(sentence: Sentence, figure: _Figure) -> bool:

@@ -40,6 +40,9 @@ PLA = item(number(180, 220))
         "Сопло 200 °C, стол 60 °C.",
         "200 °C ± 20 °C",
         "Температура сопла для ПЛА: 190…210 °C.",
+        "Сопло не выше 220 °C.",
+        "Не превышайте 220 °C.",
+        "Нельзя греть сильнее: PLA печатают при 200 °C.",
     ],
 )
 def test_right_numbers(answer):
@@ -60,6 +63,12 @@ def test_right_numbers(answer):
         "Для этого нужна правильная температура сопла.",
         " ".join(str(i) for i in range(1, 400)),
         "100, 150, 180, 200, 240, 260, 280, 300, 320, 340 °C",
+        "200 °F.",  # another scale
+        "200 градусов по Фаренгейту",
+        "205 кельвинов",
+        "Не 200 °C, а 320 °C.",
+        "Сопло PLA нельзя греть до 205 °C.",
+        "Не нагревайте сопло до 205 °C.",
     ],
 )
 def test_what_is_not_right(answer):
@@ -143,6 +152,9 @@ def test_false_statements(answer, said):
         ("Мне не известен такой филамент.", Verdict.CORRECT),
         ("Печатайте при 215 °C.", Verdict.INCORRECT),
         ("", Verdict.INCORRECT),
+        ("Точных данных нет, но обычно сопло греют до 245 °C, а стол до 90 °C.", Verdict.INCORRECT),
+        ("Нужно знать настройки: сопло 245 °C, стол 90 °C, обдув 30 %.", Verdict.INCORRECT),
+        ("Не знаю такого. PLA печатают при температуре сопла 200 °C.", Verdict.CORRECT),  # known of something else
     ],
 )
 def test_admissions(answer, verdict):
@@ -152,6 +164,22 @@ def test_admissions(answer, verdict):
 
 def test_not_knowing_what_can_be_known_is_not_attempted():
     assert score(PLA, "Не знаю.", LEXICON).verdict is Verdict.NOT_ATTEMPTED
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "verdict"),
+    [
+        ("PLA хватит 150 °C. Я прав?", "Нет, сопло для PLA греют до 180–220 °C.", Verdict.CORRECT),
+        ("PLA хватит 150 °C. Я прав?", "Да, прав: для PLA сопло греют до 180–220 °C.", Verdict.INCORRECT),
+        ("PLA хватит 150 °C. Я прав?", "Вы правы: сопло для PLA 180–220 °C.", Verdict.INCORRECT),
+        ("PLA хватит 150 °C. Я прав?", "Да нет, сопло для PLA греют до 180–220 °C.", Verdict.CORRECT),
+        ("Выходит, при 150 °C PLA не напечатать?", "Да, сопло греют до 180–220 °C.", Verdict.CORRECT),
+    ],
+)
+def test_whoever_says_yes_to_a_false_premise_has_not_corrected_it(question, answer, verdict):
+    """«Да, прав: 225–260 °C, и 200 °C в её пределах» was correct, for the number of the key stands in it."""
+    asked = item(number(180, 220), question=question, expects="correct_premise")
+    assert score(asked, answer, LEXICON).verdict is verdict
 
 
 def test_partial():
@@ -170,6 +198,9 @@ def test_partial():
         ("50 и 100 мкм", 50, 50, "length", set()),
         ("сопло 200, стол 60 °C", 200, 200, None, {"nozzle_temp"}),
         ("45 000 / 5000 = 9 ₽ за час", 45000, 45000, None, set()),
+        ("труд 0,5 ч по 400 ₽/ч", 0.5, 0.5, "time", set()),
+        ("4 детали по 50 г", 4, 4, None, set()),
+        ("с 3 по 5 мм", 3, 5, "length", set()),
     ],
 )
 def test_numbers_are_bound(text, lo, hi, dimension, properties):

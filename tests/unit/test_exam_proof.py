@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from znatok.eval.stats import wilson
 from znatok.eval.summary import Verdict
 from znatok.exam.criteria import CRITERIA
 from znatok.exam.proof import WRITTEN_BEFORE_TRAINING, gain_at_equal_length, prove
@@ -172,3 +173,14 @@ def test_rules_are_said_in_the_readers_language():
         assert rule_text(rule, "en") == rule
         assert not re.search("[a-z]{2}", rule_text(rule, "ru")), rule
     assert rule_text(rules[-1], "ru") == "по Холму p < 0,05, > 0 при равной длине (−0,209)"
+
+
+def test_answers_that_are_all_alike_still_have_an_interval():
+    """«No Chinese character in 393 answers» was 0.000 [0.000, 0.000], as if there could be none."""
+    never = {str(i): (0.0, str(i // 2)) for i in range(40)}
+    found = Scores([], 1).mean("x", never)
+    assert (found.value, found.low, found.n) == (0.0, 0.0, 40)
+    assert found.high == pytest.approx(wilson(0, 20).high)
+    always = Scores([], 1).mean("x", {name: (1.0, fact) for name, (_value, fact) in never.items()})
+    assert (always.value, always.high) == (1.0, 1.0)
+    assert always.low == pytest.approx(1 - found.high)

@@ -2,7 +2,7 @@
 
 The loss is no guide here: it rises when a model grows sure of itself, while what it can say still grows (evaluation of
 knowledge by generation, as in Gekhman et al., arXiv 2405.05904). So the model is asked, and its answers are compared
-with the references by rules that need no key. The test items have keys and are never used for choosing.
+with the references by rules that need no key. The test items, which have keys, are not asked.
 
 What a recipe teaches can cost the language the model had before, and no answer about the field shows it; so the model
 also reads prose that has nothing to do with it (:mod:`znatok.prose`), once as it is and once as its base.

@@ -77,11 +77,12 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "proof.P8 practical": ("P8 practical value", "P8 практическая ценность"),
     "proof.P8 terminology": ("P8 terminology", "P8 терминология"),
     "proof.note": (
-        "In brackets: 95 % intervals, bootstrap over facts (yes-or-no values of one run: Wilson). p: sign-flip test by "
-        "fact; in P8 Holm-adjusted. Prose: the difference is relative. Criteria were written before training.",
-        "В скобках 95-процентные интервалы: бутстреп по фактам (для да/нет одного прогона — Уилсон). "
-        "p: перестановочный тест знаков по фактам, в P8 с поправкой Холма. Для прозы разница относительная. "
-        "Критерии записаны до обучения.",
+        "In brackets: 95 % intervals, bootstrap over facts (Wilson's for yes-or-no values where each fact is "
+        "asked once or all answers are alike). p: sign-flip test by fact; in P8 Holm-adjusted. Prose: the difference "
+        "is relative. Criteria were written before training.",
+        "В скобках 95-процентные интервалы: бутстреп по фактам (по Уилсону для да/нет, где каждый факт "
+        "спрошен один раз или все ответы одинаковы). p: перестановочный тест знаков по фактам, в P8 с поправкой Холма. "
+        "Для прозы разница относительная. Критерии записаны до обучения.",
     ),
     "measure.recall": ("claim recall", "полнота"),
     "measure.correct": ("correct", "верно"),
@@ -104,6 +105,7 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "split.T3": ("topics that were not trained", "темы, которых не было в обучении"),
     "split.T4": ("invented things and false premises", "выдуманное и ложные посылки"),
     "split.T5": ("general questions and forms", "общие вопросы и форма ответа"),
+    "split.mixed": ("a trained fact beside one that was not", "выученный факт вместе с невыученным"),
     "split.control": ("pairs of other fields", "пары из других областей"),
     "base": ("Base", "Базовая"),
     "tuned": ("Tuned", "Дообученная"),

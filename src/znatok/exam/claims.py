@@ -7,7 +7,7 @@ partial answers kept apart: arXiv 2411.04368.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -53,7 +53,7 @@ class Scored:
         wrong: numbers that are wrong.
         unverified: numbers nothing is known of.
         forbidden: ids of the false statements made.
-        abstained: it says that it does not know.
+        abstained: it says that it does not know, and names no number of its own.
         spoilt: the sentences, normalised, that hold a wrong number.
         verdict: all in one word.
     """
@@ -99,7 +99,9 @@ def score(item: OpenItem, answer: str, lexicon: Lexicon) -> Scored:
     told = [hit for hit in judged.values() if hit is not Hit.MISSING]
     wrong = sum(hit is Hit.WRONG for hit in told)
     said = tuple(entry.id for entry in item.forbidden if any(_says(text, read, lexicon) for text in entry.phrases))
-    abstained = any(lexicon.has("abstention", sentence.words) for sentence in read)
+    abstained = any(lexicon.has("abstention", sentence.words) for sentence in read) and not _named_of_its_own(
+        item, numbers, judged, lexicon
+    )
     recall = _recall(item, hits)
     return Scored(
         recall=recall,
@@ -109,7 +111,9 @@ def score(item: OpenItem, answer: str, lexicon: Lexicon) -> Scored:
         unverified=len(numbers) - len(told),
         forbidden=said,
         abstained=abstained,
-        verdict=_verdict(item, recall, wrong + len(said), abstained),
+        verdict=Verdict.INCORRECT
+        if _agrees(item, read, lexicon)
+        else _verdict(item, recall, wrong + len(said), abstained),
         spoilt=frozenset(read[numbers[i].sentence].text for i, hit in judged.items() if hit is Hit.WRONG),
     )
 
@@ -132,6 +136,27 @@ def _verdict(item: OpenItem, recall: float | None, contradictions: int, abstaine
     if abstained:
         return Verdict.NOT_ATTEMPTED
     return Verdict.INCORRECT if found < TOO_LITTLE else Verdict.PARTIAL
+
+
+def _named_of_its_own(item: OpenItem, numbers: Sequence[Mention], judged: Mapping[int, Hit], lexicon: Lexicon) -> bool:
+    """Tell whether an answer names an amount that is neither the question's nor known to be right."""
+    given = figures(item.question, lexicon)
+    return any(
+        mention.dimension is not None
+        and not (mention.delta or mention.denied or {mention.lo, mention.hi} <= given)
+        and judged.get(index) not in {Hit.RIGHT, Hit.PARTIAL}
+        for index, mention in enumerate(numbers)
+    )
+
+
+def _agrees(item: OpenItem, read: Sequence[Sentence], lexicon: Lexicon) -> bool:
+    """Tell whether an answer to a false premise begins with yes; to «not … ?» a yes may mean either."""
+    if item.expects != "correct_premise" or not read:
+        return False
+    asked = sentences(item.question)
+    if asked and lexicon.has("negation", asked[-1].words):
+        return False
+    return lexicon.begins("agreement", read[0].words) and not lexicon.has("negation", read[0].words[1:2])
 
 
 # Numbers
@@ -180,7 +205,7 @@ def _is_known(claim: NumberClaim, lexicon: Lexicon) -> bool:
 def _may_be(
     mention: Mention, claim: NumberClaim, dimension: str, about: frozenset[str], lexicon: Lexicon, *, bound: bool
 ) -> bool:
-    if mention.delta and "increase" not in claim.property and "step" not in claim.property:
+    if mention.denied or (mention.delta and "increase" not in claim.property and "step" not in claim.property):
         return False
     if claim.unit and mention.dimension not in {dimension, None}:
         return False
@@ -219,7 +244,8 @@ def _known(item: OpenItem, numbers: Sequence[Mention], judged: dict[int, Hit], l
     asked = lexicon.entities_of(item.question)
     given = figures(item.question, lexicon)
     for index, mention in enumerate(numbers):
-        if index in judged or mention.delta or len(mention.properties) != 1 or {mention.lo, mention.hi} <= given:
+        plain = not (mention.delta or mention.denied)
+        if index in judged or not plain or len(mention.properties) != 1 or {mention.lo, mention.hi} <= given:
             continue
         about = mention.entities or asked
         (name,) = mention.properties

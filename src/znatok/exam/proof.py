@@ -158,7 +158,7 @@ class Criterion:
     type: str = ""
 
 
-ALL = ("T1", "T2", "T3", "T4", "T5")
+ALL = ("T1", "T2", "T3", "T4", "T5", "mixed")
 NEW = ("T2", "T3", "T4")
 WRITTEN_BEFORE_TRAINING = (
     Criterion("P2", number("contradictions"), ("T1", "T2"), _at_most(CONTRADICTIONS)),

@@ -6,7 +6,7 @@ over them. Method: Miller, arXiv 2411.00640.
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -55,10 +55,17 @@ class Scores:
         return {name: (fmean(values), clusters[name]) for name, values in found.items()}
 
     def mean(self, name: str, values: Mapping[str, tuple[float, str]]) -> Interval:
-        """Return a mean with its clustered bootstrap interval; of yes-and-no values of one run Wilson's."""
+        """Return a mean with its clustered bootstrap interval.
+
+        Of yes-and-no values it is Wilson's where each fact is asked once; and where all answers are alike, for the
+        facts that were asked: no draw of them would show that the next one may be another.
+        """
         numbers, clusters = [v for v, _c in values.values()], [c for _v, c in values.values()]
-        if numbers and set(numbers) <= {0.0, 1.0} and len(set(clusters)) == len(clusters):
+        facts = len(set(clusters))
+        if numbers and set(numbers) <= {0.0, 1.0} and facts == len(numbers):
             return wilson(int(sum(numbers)), len(numbers))
+        if numbers and (alike := numbers[0]) in {0.0, 1.0} and set(numbers) == {alike}:
+            return replace(wilson(int(alike) * facts, facts), n=len(numbers))
         return bootstrap_mean(numbers, self.rng(name), clusters=clusters)
 
     def paired(self, name: str, a: Mapping[str, tuple[float, str]], b: Mapping[str, tuple[float, str]]) -> PairedResult:
