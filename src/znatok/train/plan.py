@@ -28,6 +28,7 @@ from znatok.train.team import ALONE, Team
 
 PROBE_TOKENS = 384  # a few seconds for 1.5 billion parameters on two cores
 COUNTED = 10_000  # examples; with more, the rows of the first epoch stand for those of the others
+FEW_STEPS = 50  # below so many an adapter has hardly begun; the recipes that were examined took 108 and 750
 ADAM_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, float32
 
 
@@ -83,6 +84,16 @@ class Plan:
                 all=f"{self.parameters:,}".replace(",", " "),
             ),
         ]
+        if self.steps < FEW_STEPS:
+            enough = math.ceil(FEW_STEPS * self.epochs / self.steps)
+            lines.insert(
+                2,
+                _(
+                    "so few steps teach little: --num_train_epochs {epochs} makes {steps}",
+                    epochs=enough,
+                    steps=FEW_STEPS,
+                ),
+            )
         if self.seconds is not None and self.peak_rss_bytes is not None:
             memory, free = self.peak_rss_bytes / 1e9, psutil.virtual_memory().available / 1e9
             lines.append(_("time: about {time}, from a probe on this machine", time=duration(self.seconds)))
