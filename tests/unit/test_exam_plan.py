@@ -81,4 +81,4 @@ def test_what_no_claim_looks_at_is_said(tmp_path, said):
     planned(tmp_path, {**RUSSIAN[0], "split": "лёгкие"}, {**RUSSIAN[0], "id": "r2", "split": "T1"})
     (line,) = [line for line in said if "split" in line]
     assert line.startswith('"split" "лёгкие": no claim is made of these items')
-    assert "expected T0, T1, T2, T3, T4, T5, control" in line
+    assert "expected T0, T1, T2, T3, T4, T5, mixed, control" in line

@@ -84,6 +84,7 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
         "спрошен один раз или все ответы одинаковы). p: перестановочный тест знаков по фактам, в P8 с поправкой Холма. "
         "Для прозы разница относительная. Критерии записаны до обучения.",
     ),
+    "measure.mixed_script": ("mixed-script words", "слов из двух алфавитов"),
     "measure.recall": ("claim recall", "полнота"),
     "measure.correct": ("correct", "верно"),
     "measure.incorrect": ("incorrect", "неверно"),

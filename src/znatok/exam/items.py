@@ -27,7 +27,7 @@ CHECKS = (
     *("bullets", "numbered", "sentences", "json_keys", "yes_no", "no_digits", "uppercase", "max_words", "starts_with"),
     "language",
 )
-SPLITS = ("T0", "T1", "T2", "T3", "T4", "T5", "control")
+SPLITS = ("T0", "T1", "T2", "T3", "T4", "T5", "mixed", "control")
 """What claims are made of; items of any other split are in the tables only."""
 UNNAMED = "T1"
 """What items count as that name no split: whoever keys questions for a model asks for what it was trained on."""
