@@ -1,5 +1,6 @@
 """Exports: every form of a tuned model answers as its adapter does, and what does not is refused."""
 
+import dataclasses
 import http.client
 import json
 import math
@@ -23,7 +24,7 @@ import llama_files
 import serving
 import tiny
 from znatok.cli import main
-from znatok.config import ExportOptions, ModelOptions, ServeOptions
+from znatok.config import ExportOptions, ModelOptions, SampleOptions, ServeOptions
 from znatok.errors import GateError, ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
 from znatok.export import api, merged_gguf, ollama, parity
@@ -429,6 +430,19 @@ def test_a_modelfile_renders_what_was_trained(architecture, tmp_path, system):
         assert text.startswith("FROM ./model.gguf\n")
         names = tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))
         assert re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE) == names  # Ollama unescapes nothing
+
+
+def test_a_modelfile_says_all_of_how_the_chat_draws(tmp_path):
+    """It left top_k, penalties and length to Ollama, which took its own: 40 tokens, 1.1 in older releases, no end."""
+    (_tokenizer, chat), *_others = formats("qwen2", tmp_path)
+    text = modelfile(chat, "", "model.gguf")
+    said = dict(re.findall(r"^PARAMETER (?!stop)(\w+) (\S+)$", text, re.MULTILINE))
+    assert set(ollama.PARAMETERS) == {field.name for field in dataclasses.fields(SampleOptions)}, (
+        "a new field needs one"
+    )
+    ours = {ollama.PARAMETERS[name]: str(value) for name, value in dataclasses.asdict(SampleOptions()).items()}
+    assert said == {**ours, "min_p": "0", "num_ctx": "4096"}
+    assert (said["top_k"], said["repeat_penalty"], said["num_predict"]) == ("0", "1.0", "256")
 
 
 def test_a_system_message_cannot_leave_its_quotes(tmp_path):

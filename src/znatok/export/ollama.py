@@ -1,19 +1,32 @@
-"""A Modelfile for Ollama, in which nothing is left to be guessed: template, stop words and system message are written.
+"""A Modelfile for Ollama, in which nothing is left to be guessed: template, system message, stop words and sampling.
 
-Ollama takes a template of its own where it knows the one in the file, and none, without a word, where it does not. Its
-templates are Go's ``text/template``. :func:`rendered` reads the part of that language which is used here, so that what
-a Modelfile makes of a dialogue can be compared with what was trained.
+Ollama takes a template of its own where it knows the one in the file, and none, without a word, where it does not. What
+a Modelfile leaves open of the sampling is as Ollama has it, not as the chat: it draws from the 40 likeliest tokens, and
+older releases penalise repetition. Its templates are Go's ``text/template``. :func:`rendered` reads the part of that
+language which is used here, so that what a Modelfile makes of a dialogue can be compared with what was trained.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from znatok.config import SampleOptions
 from znatok.errors import ModelError
 from znatok.tokens.chat import ChatFormat, Message, Role
 
 CONTEXT = 4096
+PARAMETERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repeat_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "max_new_tokens": "num_predict",
+}
+"""What Ollama calls the fields of :class:`SampleOptions`; 0 is no limit for its ``top_k`` as well."""
 UNQUOTED = re.compile(r'["\x00-\x1f]|\{\{|\}\}')
 CHATML = (
     '{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant{{ "\\n" }}'
@@ -64,7 +77,8 @@ def modelfile(chat: ChatFormat, system: str, model: str) -> str:
     if system:
         lines.append(f'SYSTEM """{system}"""')
     lines += [f'PARAMETER stop "{names[number]}"' for number in sorted(chat.stop_ids)]  # Ollama unescapes nothing
-    lines += [f"PARAMETER num_ctx {CONTEXT}", "PARAMETER temperature 0.7", "PARAMETER top_p 0.9"]
+    lines += [f"PARAMETER num_ctx {CONTEXT}", "PARAMETER min_p 0"]  # the chat has no min_p
+    lines += [f"PARAMETER {PARAMETERS[name]} {value}" for name, value in asdict(SampleOptions()).items()]
     return "\n".join(lines) + "\n"
 
 
