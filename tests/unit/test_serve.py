@@ -21,6 +21,7 @@ from znatok.generate.engine import Request, Stop
 from znatok.generate.torch_engine import Together
 from znatok.retrieve import Knowledge, Passage
 from znatok.runs import Run
+from znatok.serve.protocol import ChatRequest
 from znatok.serve.roster import find_runs, open_roster
 from znatok.tokens.chat import Message, Role, dialogue
 
@@ -392,6 +393,8 @@ def nested(depth):
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"stream_options": {}, "stream": False}, "stream_options"),
+        ({"stream_options": {"include_usage": True}, "stream": None}, "stream_options"),
         ({"functions": []}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
@@ -482,6 +485,8 @@ def test_what_is_no_number_is_refused_with_its_name(url, name, value):
         ({"stop": list("abcde")}, "List should have at most 4 items"),
         ({"stop": ["x" * 201]}, "String should have at most 200 characters"),
         ({"messages": [{"role": "user", "content": "слово " * 400}]}, "send fewer or shorter ones"),
+        ({"reasoning_effort": "low"}, "reasoning_effort: not supported here; leave it out or send null"),
+        ({"stream_options": {"include_usage": True}}, "set stream true"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -499,9 +504,10 @@ def test_what_asks_for_nothing_or_has_no_effect_is_taken(url):
         "service_tier": "auto", "user": "я", "safety_identifier": "x", "prompt_cache_key": "x",
         "metadata": {"a": "b"}, "stream_options": None,
     }  # fmt: skip
-    plain, adorned = asked(url, order), asked(url, {**order, **nothing})
-    assert plain[0] == adorned[0] == 200
-    assert plain[1]["choices"] == adorned[1]["choices"]
+    everything_named = {name: None for name in ChatRequest.model_fields if name not in order}
+    plain, *adorned = (asked(url, {**order, **more}) for more in ({}, nothing, everything_named))
+    assert [status for status, _answer in adorned] == [200, 200]
+    assert all(answer["choices"] == plain[1]["choices"] for _status, answer in adorned)
 
 
 @pytest.mark.parametrize(
@@ -533,6 +539,13 @@ def test_a_key_given_twice_is_named(url):
     body = b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "seed": 1, "seed": 2}'
     _status, answer = asked(url, body)
     assert (answer["error"]["param"], answer["error"]["message"]) == ("seed", "'seed' is given twice")
+
+
+def test_half_a_character_given_twice_is_named(url):
+    """A lone surrogate, which JSON can escape and UTF-8 can't hold, made the refusal itself fail with a bare 500."""
+    status, answer = asked(url, rb'{"model": "base", "\ud800": 1, "\ud800": 2}')
+    assert (status, answer["error"]["param"]) == (400, r"\ud800")
+    assert answer["error"]["message"] == r"'\ud800' is given twice"
 
 
 def test_a_model_that_is_not_there(client, url):

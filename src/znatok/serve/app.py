@@ -31,6 +31,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"description": "the answer took too long"},
 }
 STREAM = {"description": "the answer, whole or as a stream of parts", "content": {"text/event-stream": {}}}
+NOT_DONE = "not supported here; leave it out or send null"
 STATUS = ((UsageError, 400), (TimedOut, 504), (Stopping, 503), (ModelError, 500))
 
 
@@ -107,7 +108,8 @@ def _add_errors(app: FastAPI) -> None:
         # where text or a list may stand, the one that was not sent is at fault as well: that is no news
         first = next((fault for fault in faults if fault["type"] not in {"string_type", "list_type"}), faults[0])
         place = ".".join(str(part) for part in first["loc"][1:] if part != EITHER)
-        message = f"{place}: {first['msg']}" if place else str(first["msg"])
+        said = NOT_DONE if first["type"] == "none_required" else first["msg"]
+        message = f"{place}: {said}" if place else str(said)
         return JSONResponse(error_body(message, "invalid_request_error", "invalid_value", place or None), 400)
 
     @app.exception_handler(HTTPException)

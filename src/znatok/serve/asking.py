@@ -95,7 +95,8 @@ class Asking:
         """Queue the jobs.
 
         Raises:
-            UsageError: the messages make no dialogue; more answers are wanted than may ever wait.
+            UsageError: the messages make no dialogue; more answers are wanted than may ever wait; options contradict
+                each other.
             Busy: the queue is full.
             Stopping: the server is.
         """
@@ -115,7 +116,7 @@ class Asking:
                 engine=service.roster.engine, param="logprobs",
             )  # fmt: skip
         seed = body.seed % 2**63 if body.seed is not None else secrets.randbits(62)
-        known, likeliest = service.knowledge, body.likeliest
+        known, likeliest, self._with_usage = service.knowledge, body.likeliest, body.wants_usage
         sample = body.sample(service.sample)
         self._box = Mailbox(http)
         self.jobs = [
@@ -190,7 +191,7 @@ class Asking:
     async def _chunks(
         self, first: tuple[int, Piece | Ended] | None, events: AsyncIterator[tuple[int, Piece | Ended]]
     ) -> AsyncIterator[str]:
-        chunk = partial(self.reply.chunk, with_usage=self._body.wants_usage)
+        chunk = partial(self.reply.chunk, with_usage=self._with_usage)
         answers = [Said() for _job in self.jobs]
         try:
             for index in range(len(self.jobs)):
@@ -199,7 +200,7 @@ class Asking:
                 yield _sse(self._part(chunk, *first, answers))
             async for index, event in events:
                 yield _sse(self._part(chunk, index, event, answers))
-            if self._body.wants_usage and all(answer.stop for answer in answers):
+            if self._with_usage and all(answer.stop for answer in answers):
                 yield _sse(self.reply.closing(len(self.prompt), answers))
             yield "data: [DONE]\n\n"
         except ZnatokError as error:

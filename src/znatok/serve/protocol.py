@@ -45,6 +45,7 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: Text
+    prompt_cache_breakpoint: None = None
 
 
 class Turn(Strict):
@@ -121,6 +122,17 @@ class ChatRequest(Strict):
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
+    # not done; null comes from clients that name all there is
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    moderation: None = None
+    prediction: None = None
+    prompt_cache_options: None = None
+    prompt_cache_retention: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -149,7 +161,13 @@ class ChatRequest(Strict):
 
     @property
     def wants_usage(self) -> bool:
-        """Tell whether a stream shall end with its token counts."""
+        """Tell whether a stream shall end with its token counts.
+
+        Raises:
+            UsageError: it is said how to stream, and nothing is to be streamed.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise UsageError("stream_options: nothing is streamed; set stream true", param="stream_options")
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sample(self, otherwise: SampleOptions) -> SampleOptions:
@@ -289,8 +307,12 @@ def usage(prompt: int, answers: Sequence[Said]) -> dict[str, int]:
 
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """Return an error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """Return an error as OpenAI's clients read it; half a character that a request has escaped is escaped again."""
+    return {"error": {"message": _whole(message), "type": kind, "param": param and _whole(param), "code": code}}
+
+
+def _whole(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def error_of(error: ZnatokError) -> dict[str, Any]:
