@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ class Service:
         sample: how an answer is drawn where a request leaves it open.
         timeout: seconds an answer may take, waiting included.
         knowledge: passages that are put before questions, if any.
+        knowledge_files: the SHA-256 of each file they were read from.
     """
 
     roster: Roster
@@ -40,6 +42,12 @@ class Service:
     sample: SampleOptions
     timeout: float
     knowledge: Knowledge | None = None
+    knowledge_files: tuple[str, ...] = ()
+
+    def fingerprint(self, model: Offered) -> str:
+        """Name everything that an answer of a model depends on and a request does not say."""
+        named = {**model.traits, "sample": asdict(self.sample), "knowledge": self.knowledge_files}
+        return "fp_" + hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Gone(Exception):  # nothing went wrong
@@ -129,7 +137,7 @@ class Asking:
             )
             for index in range(body.choices)
         ]
-        self.reply = Reply(model.name, model.fingerprint)
+        self.reply = Reply(model.name, service.fingerprint(model))
         try:
             service.dispatcher.submit(self.jobs)
         except BaseException:

@@ -1,13 +1,13 @@
 """The models a server offers: one base, and every adapter for it in a folder of runs, all in memory once."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from znatok import __version__
 from znatok.config import ModelOptions
@@ -19,7 +19,8 @@ from znatok.generate.engine import TokenEngine, sayable
 from znatok.generate.llamacpp import LlamaCppEngine, LlamaServer
 from znatok.generate.torch_engine import TorchEngine
 from znatok.logs import say, warn
-from znatok.model.lora_gguf import lora_gguf
+from znatok.model.lora_gguf import CONFIG, WEIGHTS, lora_gguf
+from znatok.model.machine import machine
 from znatok.runs import Run
 from znatok.tokens.chat import ChatFormat
 
@@ -32,7 +33,7 @@ class Offered:
         name: the id.
         created: when it was trained, Unix time; when the server started for the base.
         system: the system message it was trained with, for requests that bring none.
-        fingerprint: names everything but the request that an answer depends on.
+        traits: what its answers depend on, besides what a request says or the server has for one that leaves it open.
         engine: what computes it.
         speaking: switches its adapter on, and all others off, while a torch model computes.
     """
@@ -40,7 +41,7 @@ class Offered:
     name: str
     created: int
     system: str
-    fingerprint: str
+    traits: dict[str, Any]
     engine: TokenEngine
     speaking: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -136,8 +137,10 @@ def _chat_of(run: Run | None) -> dict[str, Any]:
 class _Opening:
     """A base that was found, and the adapters that fit it."""
 
+    library: ClassVar[str]  # what computes
     name: str
     sha256: str
+    context: int
 
     def takes(self, run: Run, *, alone: bool) -> bool:
         """Put a run's adapter on the base; where it does not fit, say so, or raise where it is all there is."""
@@ -163,15 +166,26 @@ class _Opening:
         self, run: Run | None, system: str, engine: TokenEngine, kind: str, speaking: Callable[[], Any]
     ) -> Offered:
         """Describe one model."""
-        adapter = run.path / "adapter_model.safetensors" if run is not None else None
+        adapter = [run.path / file for file in (WEIGHTS, CONFIG)] if run is not None else []
         base = Path(self.name).name.removesuffix(".gguf")
         name = run.path.resolve().name if run is not None else base
-        parts = (self.sha256, sha256(adapter) if adapter else "", engine.name, kind, __version__)
+        chat = {"format": "auto", "system": system} | _chat_of(run)
+        here = machine()
+        traits = {
+            "base": self.sha256,
+            "adapter": [sha256(file) for file in adapter],
+            "chat": chat,
+            "context": self.context,
+            "engine": engine.name,
+            "format": kind,
+            "versions": {"znatok": __version__, self.library: version(self.library)},
+            "machine": {part: here[part] for part in ("processor", "cuda", "threads")},
+        }
         return Offered(
             name=f"{name}-tuned" if run is not None and name == base else name,
-            created=int(adapter.stat().st_mtime if adapter else time.time()),
-            system=_chat_of(run).get("system", system),
-            fingerprint="fp_" + hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16],
+            created=int(adapter[0].stat().st_mtime if adapter else time.time()),
+            system=chat["system"],
+            traits=traits,
             engine=engine,
             speaking=speaking,
         )
@@ -180,6 +194,8 @@ class _Opening:
 class _InTorch(_Opening):
     """Everything in this process."""
 
+    library = "torch"
+
     def __init__(self, options: ModelOptions, context: int) -> None:
         from znatok.model.load import load_base
         from znatok.model.machine import device
@@ -187,7 +203,7 @@ class _InTorch(_Opening):
         self._loaded = load_base(options, say=say)
         self._loaded.model.to(device())
         self._model: Any = self._loaded.model
-        self._context = context
+        self.context = context
         self._adapters: dict[Path, str] = {}
         self._formats: dict[str, ChatFormat] = {}
         self.name, self.sha256 = self._loaded.source.name, self._loaded.source.sha256
@@ -212,7 +228,7 @@ class _InTorch(_Opening):
             return self._speaking(run)
 
         with speaking():
-            engine = TorchEngine(self._model, self._format(run), self._context)
+            engine = TorchEngine(self._model, self._format(run), self.context)
         return self.offered(run, system, engine, self._loaded.format, speaking)
 
     @contextlib.contextmanager
@@ -239,11 +255,13 @@ class _InTorch(_Opening):
 class _InLlama(_Opening):
     """A llama.cpp process with all adapters."""
 
+    library = "xllamacpp"
+
     def __init__(self, base: GgufBase, context: int) -> None:
         header = base.header
         longest = header.integer(f"{header.text('general.architecture')}.context_length", high=1 << 24)
         self._base = base
-        self._context = min(context, longest)
+        self.context = min(context, longest)
         self._adapters: dict[Path, Path] = {}
         self.name, self.sha256 = base.name, base.sha256
 
@@ -251,7 +269,7 @@ class _InLlama(_Opening):
         self._adapters[run.path] = lora_gguf(run.path, self._base.header, self.sha256)
 
     def roster(self, runs: Sequence[Run], system: str) -> Roster:
-        server = LlamaServer(self._base.header.path, list(self._adapters.values()), self._context)
+        server = LlamaServer(self._base.header.path, list(self._adapters.values()), self.context)
         try:
             models = [self._offer(server, run, system) for run in (None, *runs)]
             server.wait()
@@ -266,5 +284,5 @@ class _InLlama(_Opening):
         tokens = self._base.header.metadata["tokenizer.ggml.tokens"]
         banned = sorted(set(range(len(tokens))) - sayable(chat))
         place = list(self._adapters).index(run.path) if run is not None else None
-        engine = LlamaCppEngine(server, chat, self._context, banned, adapter=place)
+        engine = LlamaCppEngine(server, chat, self.context, banned, adapter=place)
         return self.offered(run, system, engine, self._base.kind, contextlib.nullcontext)

@@ -11,6 +11,8 @@ from typing import Any
 
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM, ModelOptions, SampleOptions, ServeOptions
 from znatok.errors import SystemFault, UsageError, _
+from znatok.files import sha256
+from znatok.lexicon import lexicon_near
 from znatok.logs import say, warn
 from znatok.retrieve import open_knowledge
 
@@ -42,11 +44,12 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
 
         if options.threads:
             torch.set_num_threads(options.threads)
-        knowledge = open_knowledge(Path(options.knowledge)) if options.knowledge else None
+        passages = Path(options.knowledge) if options.knowledge else None
+        knowledge = open_knowledge(passages) if passages else None
         runs = Path(options.runs) if options.runs else None
         roster = open_roster(model, runs, LANGUAGE_NEUTRAL_SYSTEM, engine, options.context)
         dispatcher = Dispatcher(desk_for(roster), options.queue)
-        service = Service(roster, dispatcher, sample, options.timeout, knowledge)
+        service = Service(roster, dispatcher, sample, options.timeout, knowledge, digests(passages))
 
         def give_up(asked: int) -> None:
             warn(_("requests given up unanswered: {n}", n=asked))
@@ -65,6 +68,13 @@ def serve(model: ModelOptions, options: ServeOptions, sample: SampleOptions, eng
         say(_("stopped"))
     finally:
         listener.close()
+
+
+def digests(passages: Path | None) -> tuple[str, ...]:
+    """Return the SHA-256 of a file of passages, and of the lexicon that is read with it."""
+    if passages is None:
+        return ()
+    return tuple(sha256(path) for path in (passages, lexicon_near(passages)) if path is not None)
 
 
 def api_key(options: ServeOptions) -> str | None:
