@@ -2,14 +2,19 @@
 #
 #   docker build --target cpu  -t znatok:cpu .
 #   docker build --target cuda -t znatok:cuda .
-#   docker run --rm -it -v "$PWD:/work" -v znatok-cache:/home/znatok/.cache znatok:cpu train --data_path mine.jsonl
-#   docker run --rm -v "$PWD:/work" -v znatok-cache:/home/znatok/.cache -p 127.0.0.1:8000:8000 -e ZNATOK_API_KEY \
-#     znatok:cpu serve --host 0.0.0.0
+#   docker run --rm -it --user "$(id -u):$(id -g)" -v "$PWD:/work" -v znatok-cache:/home/znatok/.cache \
+#     znatok:cpu train --data_path mine.jsonl
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" -v znatok-cache:/home/znatok/.cache \
+#     -p 127.0.0.1:8000:8000 -e ZNATOK_API_KEY znatok:cpu serve --host 0.0.0.0
+#
+# On Linux a mounted folder keeps its owner: without --user nothing could be written to it. So home, cache and /work are
+# open to any user id, and a new volume takes that over from the folder it is mounted on.
 #
 # Inside a container a server has to listen on all addresses, so it asks for a key; what is published is this machine's
 # own address only.
 FROM python:3.12-slim-bookworm AS base
-ENV HOME=/home/znatok PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# USER and LOGNAME are for libraries that ask who they are, where the user id has no entry in /etc/passwd
+ENV HOME=/home/znatok USER=znatok LOGNAME=znatok PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # the kernels are compiled once, on the processor they will run on
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -17,7 +22,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 znatok \
     && mkdir -p /work /home/znatok/.cache \
-    && chown -R znatok /work /home/znatok/.cache
+    && chmod 1777 /work /home/znatok /home/znatok/.cache
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY locks ./locks
