@@ -17,6 +17,7 @@ from serving import SHORT, asked, open_service, raw, served, wait_until, write_r
 from znatok.config import ModelOptions, SampleOptions
 from znatok.errors import ModelError, UsageError
 from znatok.expert import Voice, open_expert
+from znatok.generate import torch_engine
 from znatok.generate.engine import Request, Stop
 from znatok.generate.torch_engine import Together
 from znatok.retrieve import Knowledge, Passage
@@ -699,6 +700,28 @@ def test_a_fault_of_ours_is_one_requests_fault(world, monkeypatch, capfd):
         assert asked(address, {"model": "base", "messages": QUESTION})[0] == 200
         assert raw(address, "GET", "/health")[0] == 200
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_first_token_that_can_not_be_drawn_leaves_nothing_behind(world, monkeypatch):
+    """Its row stayed among those that are computed, had no token to go on from, and failed every later request."""
+    service = open_service(world[0], None)
+    with served(service) as address:
+        whole = asked(address, {"model": "base", "messages": QUESTION})[1]["choices"]
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_engine, "draw", lambda *_: 1 / 0)
+            assert asked(address, {"model": "base", "messages": QUESTION})[0] == 500
+        status, answer = asked(address, {"model": "base", "messages": QUESTION})
+        assert (status, answer.get("choices")) == (200, whole)
+
+
+def test_a_fault_before_the_queue_is_told_in_the_apis_words(world, monkeypatch):
+    """It was a line of plain text, which no client reads as an error of OpenAI's."""
+    service = open_service(world[0], None)
+    with served(service) as address:
+        monkeypatch.setattr(type(service), "fingerprint", lambda *_: 1 / 0)
+        status, answer = asked(address, {"model": "base", "messages": QUESTION})
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert answer["error"]["message"] == "the server failed: ZeroDivisionError"
 
 
 def test_a_model_that_fails_shows_in_the_health(world, monkeypatch):

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from znatok import __version__
-from znatok.errors import ModelError, UsageError, ZnatokError
+from znatok.errors import ModelError, SystemFault, UsageError, ZnatokError
 from znatok.serve.asking import Asking, Service
 from znatok.serve.dispatch import Busy, Stopping, TimedOut
 from znatok.serve.guard import JSON_ONLY, Guard
@@ -125,6 +125,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(NoSuchModel)
     async def no_model(_request: Request, error: NoSuchModel) -> Response:
         return JSONResponse(error_body(str(error), "invalid_request_error", "model_not_found", "model"), 404)
+
+    @app.exception_handler(Exception)
+    async def fault(_request: Request, error: Exception) -> Response:
+        """Answer for a fault of ours; what it was is logged by who calls the application."""
+        return JSONResponse(error_of(SystemFault("the server failed: {why}", why=type(error).__name__)), 500)
 
     @app.exception_handler(ZnatokError)
     async def ours(_request: Request, error: ZnatokError) -> Response:

@@ -126,6 +126,7 @@ class Asking:
         seed = body.seed % 2**63 if body.seed is not None else secrets.randbits(62)
         known, likeliest, self._with_usage = service.knowledge, body.likeliest, body.wants_usage
         sample = body.sample(service.sample)
+        self.reply = Reply(model.name, service.fingerprint(model))
         self._box = Mailbox(http)
         self.jobs = [
             Job(
@@ -137,7 +138,6 @@ class Asking:
             )
             for index in range(body.choices)
         ]
-        self.reply = Reply(model.name, service.fingerprint(model))
         try:
             service.dispatcher.submit(self.jobs)
         except BaseException:

@@ -221,9 +221,9 @@ class TorchDesk(Desk):
         """Read the prompt, say the first token; UsageError like :meth:`Desk.take`."""
         job.begin()
         place = self._place(job.model)
+        self._jobs.append(job)  # before it joins: whoever drops it frees what a join that fails has taken
         with self._ready(job.model, place):
             _job, token, stop = place.join(job, job.request)
-        self._jobs.append(job)
         self._hear(job, place, token, stop, place.chances)
 
     def step(self) -> None:
