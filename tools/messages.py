@@ -32,6 +32,7 @@ READ_BY_OTHER_RULES = {
     ("cli.py", "verb.text"),
     ("verbs/completion.py", "verb.text"),
     ("config.py", "spec.metadata['help']"),
+    ("cost.py", "spec.metadata['help']"),
     ("web/forms.py", "spec.metadata['help']"),
     ("config.py", "title"),
     ("errors.py", "self.template"),

@@ -92,6 +92,81 @@ def test_requests_in_words(language, lines, known):
     assert request.known == pytest.approx(known)
 
 
+def read(text, language="ru"):
+    """Return the amounts that a line names, each one that is clear as a number."""
+    return {
+        name: values[0] if len(values) == 1 else values for name, values in CostRequest(language).read(text).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("language", "line", "known"),
+    [
+        ("ru", "печать 3 ч 30 мин", {"hours": 3.5}),
+        ("ru", "печать 3 часа 30 минут", {"hours": 3.5}),
+        ("ru", "печать 1 день 2 часа", {"hours": 26}),
+        ("ru", "печать 1ч30м", {"hours": 1.5}),
+        ("en", "3 hours and 30 minutes of printing", {"hours": 3.5}),
+        ("ru", "печать 3 ч и 30 мин постобработки", {"hours": 3, "labour": 0.5}),
+        ("ru", "печать 3 часа, постобработка 30 минут", {"hours": 3, "labour": 0.5}),
+        ("ru", "катушка 1,2 кг за 1800 руб", {"price": 1500}),
+        ("ru", "деталь 50 г, катушка PLA 750 г стоит 1500 рублей", {"mass": 50, "price": 2000}),
+        ("ru", "1 кг стоит 1800 руб, деталь 50 г", {"mass": 50, "price": 1800}),
+        ("ru", "50 г с катушки по 1500 ₽/кг", {"mass": 50, "price": 1500}),
+        ("en", "a 1.2 kg spool for $30, the part is 50 g", {"mass": 50, "price": 25}),
+        ("ru", "4 детали по 50 г", {"mass": 200}),
+        ("ru", "четыре одинаковые детали, 50 г каждая, по 2 ч", {"mass": 200, "hours": 8}),
+        ("ru", "4 детали по 50 г, катушки по 1 кг за 1500 руб", {"mass": 200, "price": 1500}),
+        ("en", "4 parts of 50 g each", {"mass": 200}),
+        ("ru", "деталь 50 г, 4 шт", {"mass": (50, 200)}),
+        ("ru", "2 детали и 3 копии по 50 г", {"mass": (50, 100, 150)}),
+        ("ru", "деталь 50 г, поддержки 10 г", {"mass": (50, 10)}),
+        ("ru", "50 г 3D-печати за 5 часов на принтере Ender 3 за 20000 ₽", {"mass": 50, "hours": 5, "printer": 20000}),
+        ("en", "3 h at $22/kg, labour 0.5 h at $20 an hour", {"hours": 3, "price": 22, "labour": 0.5, "rate": 20}),
+    ],
+)
+def test_amounts_are_read_as_they_are_meant(language, line, known):
+    """The first number won: 3 h of «3 ч 30 мин», the spool's mass as the part's, one part's mass for all four."""
+    found = read(line, language)
+    assert set(found) == set(known)
+    for name, value in known.items():
+        assert found[name] == pytest.approx(value), name
+
+
+def test_the_worked_example_in_words():
+    line = (
+        "Посчитай стоимость печати: деталь 50 г, пластик 1500 ₽ за кг, печать 5 ч, принтер 150 Вт, тариф 6 ₽ за кВт·ч, "
+        "принтер стоит 40000 ₽, ресурс 5000 ч, труд 0,5 ч, ставка 400 ₽ в час, брак 10 %, наценка 30 %"
+    )
+    assert "461,5 ₽" in computed([line])[-1]
+
+
+def test_an_amount_of_two_meanings_is_asked_back_with_both():
+    asked = ["Посчитай стоимость печати: деталь 50 г, 4 шт, 1500 ₽/кг, 3 ч"]
+    (back,) = computed(asked)
+    assert "(50? 200?)" in back
+    assert "300 ₽" in computed([*asked, "200 г"])[-1]
+
+
+@pytest.mark.parametrize(
+    ("said", "missing", "then"),
+    [("ставка 400 ₽/ч", "time of work", "труд 0,5 ч"), ("труд 0,5 ч", "price of an hour", "400 ₽/ч")],
+)
+def test_work_without_a_rate_and_a_rate_without_work_are_asked_back(said, missing, then):
+    """What was named of the two was dropped without a word."""
+    asked = [f"Посчитай стоимость печати: деталь 100 г, 2000 ₽/кг, печать 3 ч, {said}"]
+    (back,) = computed(asked)
+    assert missing in back
+    assert "400 ₽" in computed([*asked, then])[-1]
+
+
+@pytest.mark.parametrize("line", ["Сколько стоит катушка PLA 1 кг?", "Сколько стоит 1 кг PLA для 3D-печати?"])
+def test_the_price_of_plastic_is_for_the_model(line):
+    """It was answered with what the calculation of a print lacks."""
+    assert computed([line]) == []
+    assert computed(["How much is a 1 kg spool of PLA?"]) == []
+
+
 @pytest.mark.parametrize(
     "line",
     [
