@@ -145,7 +145,7 @@ class Terminal:
         finally:
             pieces.close()  # type: ignore[attr-defined]  # a generator: lets reply() keep what was said
         print(flush=True)
-        cite(self.session)
+        cite(self.session.sources)
         if self._interactive:
             self._comment()
 
@@ -194,7 +194,7 @@ class Terminal:
             session = replace(session, history=session.history[:-2])
         for voice, text in session.both(question).items():
             print(f"[{voice}] {printable(text)}\n", flush=True)
-        cite(session)
+        cite(session.sources)
 
     def _seed(self, rest: str) -> None:
         if not rest.isdecimal() or len(rest) > 18:  # a generator's seed has 64 bits
@@ -313,10 +313,10 @@ def history_file() -> Path:
     return Path(state) / "znatok" / "history"
 
 
-def cite(session: ChatSession) -> None:
-    """Say where the passages of the last answer stand."""
-    if session.sources:
-        say(_("sources: {sources}", sources=session.sources), style="dim")
+def cite(sources: str) -> None:
+    """Say where the passages of an answer stand, if any stood before its question."""
+    if sources:
+        say(_("sources: {sources}", sources=sources), style="dim")
 
 
 def ask(session: ChatSession, question: str) -> None:
@@ -326,14 +326,18 @@ def ask(session: ChatSession, question: str) -> None:
     for piece in session.reply(question):
         print(printable(piece), end="", flush=True)
     print(flush=True)
-    cite(session)
+    cite(session.sources)
 
 
 def answer_file(session: ChatSession, path: str) -> None:
     """Answer every question of a file on stdout, each one in a dialogue of its own."""
     questions = read_questions(Path(path))
-    requests = [session.request(question.text) for question in questions]
+    requests, sources = [], []
+    for question in questions:
+        requests.append(session.request(question.text))
+        sources.append(session.sources)
     with session.expert.speaking(session.voice) as engine:
         answers = engine.answers(requests)
-    for question, answer in zip(questions, answers, strict=True):
+    for question, answer, places in zip(questions, answers, sources, strict=True):
         print(f"{printable(question.text)}\n{printable(answer.text)}\n", flush=True)
+        cite(places)

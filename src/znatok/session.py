@@ -56,7 +56,7 @@ class ChatSession:
 
         What a print costs is computed, not guessed: the model is not asked.
         """
-        said = ""
+        said = self.sources = ""
         self.answer = None
         try:
             if lines := computed([*self.asked(), question]):
@@ -127,7 +127,7 @@ class ChatSession:
             system, seed = stored["system"], stored["seed"]
         except OSError as error:
             raise DataError("{path}: can't be read: {why}", path=path, why=error.strerror) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError("{path}: no dialogue that /save wrote", path=path) from error
         roles = [Role.USER, Role.ASSISTANT] * (len(turns) // 2)
         plain = isinstance(system, str) and type(seed) is int and 0 <= seed < 2**63

@@ -15,6 +15,7 @@ from znatok.files import write_json
 from znatok.generate.torch_engine import TorchEngine
 from znatok.logs import printable
 from znatok.model.adapters import inject, save_adapter
+from znatok.retrieve import Knowledge, Passage
 from znatok.runs import Run
 from znatok.session import ChatSession
 from znatok.tokens.chat import Message, Role
@@ -436,6 +437,29 @@ def test_each_question_of_a_file_is_a_dialogue_of_its_own(session, tmp_path, cap
     assert session.history == []
 
 
+@pytest.fixture
+def informed(session):
+    """A session with two passages to look answers up in."""
+    session.knowledge = Knowledge([Passage("Кайма держит углы.", "a.md:1"), Passage("Гироид прочен.", "a.md:2")])
+    return session
+
+
+def test_each_answer_to_a_file_of_questions_names_its_sources(informed, tmp_path, capsys):
+    """Only «ask» and the dialogue did."""
+    path = tmp_path / "q.txt"
+    path.write_text("Зачем кайма?\nГде живёт жираф?\nПрочен ли гироид?\n", encoding="utf-8")
+    answer_file(informed, str(path))
+    assert capsys.readouterr().err == "sources: [1] a.md:1\nsources: [1] a.md:2\n"
+
+
+def test_a_computed_cost_names_no_sources(informed):
+    """Those of the answer before were named after it."""
+    list(informed.reply("Зачем кайма?"))
+    assert informed.sources == "[1] a.md:1"
+    list(informed.reply("Посчитай стоимость печати детали 100 г"))
+    assert informed.sources == ""
+
+
 # Going back, going on, and remembering
 
 
@@ -519,7 +543,9 @@ def test_a_saved_dialogue_goes_on(terminal, session, tmp_path, capsys):
         '{"system": "", "seed": 1, "messages":[{"role": "assistant", "content": ""}, {"role": "user", "content": ""}]}',
         '{"system": "", "seed": 1, "messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": ""}]}',
         '{"messages": [{"role": "root", "content": "a"}], "system": "", "seed": 1}',
+        "[" * 100_000 + "]" * 100_000,  # ended in a traceback, and the dialogue with it
     ],
+    ids=range(12),
 )  # fmt: skip
 def test_what_is_no_dialogue_changes_nothing(terminal, session, tmp_path, text):
     list(session.reply("Что такое PLA?"))
