@@ -220,13 +220,26 @@ class Terminal:
         say(f"{name} = {changed[name]}", style="dim")
 
     def _retry(self, _rest: str) -> None:
-        question = self.session.undo()
-        self._seed(str((self.session.seed + 1) % 10**18))
-        self._answer(question)
+        question, session = self._last_question, self.session
+        if not question:
+            raise UsageError("nothing was said yet")
+        kept = session.history[-2:] if session.history and session.history[-2].text == question else []
+        del session.history[len(session.history) - len(kept) :]
+        before = len(session.history)
+        self._seed(str((session.seed + 1) % 10**18))
+        try:
+            self._answer(question)
+        finally:
+            if len(session.history) == before:  # refused, or stopped before it began
+                session.history += kept
 
     def _undo(self, _rest: str) -> None:
         question = self.session.undo()
+        self._last_question = self._last_asked()
         say(_("taken back: {question}", question=printable(question)), style="dim")
+
+    def _last_asked(self) -> str:
+        return next(reversed(self.session.asked()), "")
 
     def _continue(self, _rest: str) -> None:
         if self.session.answer is None or self.session.answer.stop is not Stop.LENGTH:
@@ -262,6 +275,7 @@ class Terminal:
         if not rest:
             raise UsageError("/load: name a file")
         self.session.load(Path(rest))
+        self._last_question = self._last_asked()
         for message in self.session.history:
             say(f"{'>>> ' if message.role is Role.USER else ''}{printable(message.text)}", style="dim")
 

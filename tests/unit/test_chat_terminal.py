@@ -474,6 +474,48 @@ def test_retry_answers_again_with_the_next_seed(terminal, session, capsys):
     capsys.readouterr()
 
 
+def test_retry_asks_what_was_stopped_before_it_was_answered(terminal, session, monkeypatch, capsys):
+    """It took the exchange before back, and asked that one again."""
+    terminal.take("Что такое PLA?")
+    said = list(session.history)
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEngine, "tokens", stopped)
+        terminal.take("А ABS?")
+    assert session.history == said
+    terminal.take("/retry")
+    assert session.history[:2] == said
+    assert session.history[2] == Message(Role.USER, "А ABS?")
+    assert session.seed == 43
+
+
+def test_retry_that_says_nothing_leaves_the_answer_there_was(terminal, session, monkeypatch):
+    """A dialogue lost its last exchange."""
+    terminal.take("Что такое PLA?")
+    said = list(session.history)
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEngine, "tokens", stopped)
+        terminal.take("/retry")
+    assert session.history == said
+    session.system = "q" * 10_000
+    with pytest.raises(UsageError, match="shorten the question"):
+        terminal.take("/retry")
+    assert session.history == said
+
+
+def test_retry_after_load_asks_the_last_question_of_what_was_loaded(terminal, session, tmp_path):
+    terminal.take("Что такое PLA?")
+    terminal.take(f"/save {tmp_path / 'dialogue.json'}")
+    terminal.take("/clear")
+    terminal.take("А ABS?")
+    terminal.take(f"/load {tmp_path / 'dialogue.json'}")
+    terminal.take("/retry")
+    assert session.asked() == ["Что такое PLA?"]
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
 def test_undo_takes_one_exchange_back(terminal, session, capsys):
     terminal.take("Что такое PLA?")
     terminal.take("А ABS?")
