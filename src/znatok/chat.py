@@ -6,9 +6,8 @@ piped in, each line is answered and nothing but the answers is printed.
 
 import contextlib
 import difflib
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from znatok.config import SampleOptions
 from znatok.data.questions import read_questions
 from znatok.errors import DataError, SystemFault, UsageError, ZnatokError, _
 from znatok.expert import Voice
-from znatok.files import home
 from znatok.generate.engine import Stop
+from znatok.keyboard import typed_lines, written
 from znatok.lexicon import language_of
 from znatok.logs import printable, say, warn
 from znatok.runs import find
@@ -26,7 +25,6 @@ from znatok.session import ChatSession
 from znatok.tokens.chat import Role
 
 MULTILINE = '"""'
-HISTORY_LINES = 1000
 OPTIONS = tuple(spec.name for spec in fields(SampleOptions))
 CONTINUE = {"ru": "Продолжай с того места, где остановился.", "en": "Go on from where you stopped."}
 GOODBYES = {"exit", "quit", "выход", "!exit"}  # what people type who come from other tools
@@ -53,8 +51,9 @@ class Terminal:
             "/system": (self._system, _("TEXT: set the system message; begins a new dialogue")),
             "/set": (
                 self._set,
-                _("OPTION VALUE: one of {names}", names=", ".join(OPTIONS)),
+                _("OPTION VALUE: one of {names}; nohistory: don't keep what is typed", names=", ".join(OPTIONS)),
             ),
+            "/edit": (self._edit, _("write the next question in your editor; it begins with TEXT")),
             "/retry": (self._retry, _("answer the last question again, with the next seed")),
             "/undo": (self._undo, _("take the last exchange back")),
             "/continue": (self._continue, _("let an answer go on that reached its limit")),
@@ -70,7 +69,7 @@ class Terminal:
         if self._interactive:
             say(_("Ask away; /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."), style="dim")
         try:
-            with typed_lines(remember=self._remember) if self._interactive else contextlib.nullcontext():
+            with typed_lines(lambda: self._remember) if self._interactive else contextlib.nullcontext():
                 while True:
                     self._turn()
         except _Goodbye as goodbye:
@@ -207,6 +206,10 @@ class Terminal:
         self._clear("")
 
     def _set(self, rest: str) -> None:
+        if rest == "nohistory":
+            self._remember = False
+            say(_("what is typed in this dialogue will not be kept"), style="dim")
+            return
         name, _space, value = rest.partition(" ")
         now = getattr(self.session.sample, name, None) if not name.startswith("_") else None
         if not isinstance(now, (int, float)):
@@ -218,6 +221,16 @@ class Terminal:
             raise UsageError("/set {name} {value}: expected a number", name=name, value=value) from error
         self.session.sample = replace(self.session.sample, **changed)
         say(f"{name} = {changed[name]}", style="dim")
+
+    def _edit(self, rest: str) -> None:
+        if not self._interactive:
+            raise UsageError("/edit: only at a terminal; in a pipe write the question itself")
+        question = written(rest)
+        if not question:
+            say(_("nothing was written"), style="dim")
+            return
+        say(printable(question), style="dim")
+        self._answer(question)
 
     def _retry(self, _rest: str) -> None:
         question, session = self._last_question, self.session
@@ -295,36 +308,6 @@ class _Goodbye(Exception):
     def __init__(self, exit_code: int = 0) -> None:
         super().__init__()
         self.exit_code = exit_code
-
-
-@contextlib.contextmanager
-def typed_lines(*, remember: bool) -> Iterator[None]:
-    """Give typed lines the comforts of readline, where the platform has it, and keep them for the next conversation."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    path = history_file()
-    if remember:
-        with contextlib.suppress(OSError):
-            readline.read_history_file(path)
-    readline.set_history_length(HISTORY_LINES)
-    try:
-        yield
-    finally:
-        if remember:
-            with contextlib.suppress(OSError):  # what was typed is a comfort: a full disk must not hide the goodbye
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                path.touch(mode=0o600)
-                path.chmod(0o600)  # one that was there before may have been open to others
-                readline.write_history_file(path)
-
-
-def history_file() -> Path:
-    """Return where typed lines are kept, readable to nobody else."""
-    state = os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state"
-    return Path(state) / "znatok" / "history"
 
 
 def cite(sources: str) -> None:

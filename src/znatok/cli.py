@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from znatok import __version__, config
 from znatok.errors import UsageError, _, speak
+from znatok.logs import without_colour
 from znatok.scripts import run_command
 from znatok.verbs import completion, data, learn, look, make, prove, talk
 from znatok.verbs.verb import Verb
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: list[str]) -> int:
     """Call the verb that the first word names."""
-    words = in_language(words)
+    words = without_globals(words)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(usage())
         return 0
@@ -33,18 +34,28 @@ def dispatch(words: list[str]) -> int:
     return VERBS[words[0]](words[1:])
 
 
-def in_language(words: list[str]) -> list[str]:
-    """Take ``--lang`` off the front, and speak that language from now on."""
-    flag, _equals, value = words[0].partition("=") if words else ("", "", "")
-    if flag != "--lang":
-        return words
-    rest = words[1:]
-    if not value and rest:
-        value, *rest = rest
+def without_globals(words: list[str]) -> list[str]:
+    """Take ``--lang`` and ``--no_color`` off the front, and obey them from now on."""
+    while words:
+        flag, _equals, value = words[0].partition("=")
+        if words[0] in {"--no_color", "--no-color"}:
+            without_colour()
+            words = words[1:]
+        elif flag == "--lang":
+            words = words[1:]
+            if not value and words:
+                value, *words = words
+            in_language(value)
+        else:
+            break
+    return words
+
+
+def in_language(value: str) -> None:
+    """Speak a language from now on."""
     if value not in LANGUAGES:
         raise UsageError("--lang {value}: expected one of {known}", value=value or '""', known=", ".join(LANGUAGES))
     speak(value)
-    return rest
 
 
 def usage() -> str:
@@ -54,6 +65,7 @@ def usage() -> str:
     closing = [
         _("znatok VERB --help lists the flags of a verb."),
         _("znatok --lang ru VERB speaks Russian, en English."),
+        _("znatok --no_color VERB speaks without colours; so does NO_COLOR=1 in the environment."),
     ]
     return "\n".join([*lines, "", *closing])
 

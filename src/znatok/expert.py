@@ -177,6 +177,7 @@ def open_expert(
     *,
     many: bool = False,
     before: Expert | None = None,
+    seed: int | None = None,
 ) -> Expert:
     """Load a base model and a run's adapter.
 
@@ -187,6 +188,7 @@ def open_expert(
         engine: what answers: ``torch``, ``llamacpp``, or ``auto``: llama.cpp where it fits.
         many: whether many questions will be asked at once; ``auto`` then prefers torch where int8 is fast.
         before: an expert on the same base, in torch, that is over then; the base is not loaded again.
+        seed: of the answers, to be said beside what answers.
 
     Raises:
         ModelError: the run was trained on another base, or holds no adapter.
@@ -202,18 +204,19 @@ def open_expert(
     options = replace(options, model_name=name)
     if many:
         options, engine = best_for_many(options, engine)
+    from znatok.model.machine import device
+
     choice = _choose(engine, options, run)
     expert = Expert(options, run, system, choice, before)
-    say(
-        _(
-            "{name}, {adapter}, {dtype}, engine {engine}",
-            name=expert.base_name,
-            adapter=run.path if run else _("no adapter"),
-            dtype=choice.base.kind if choice.base else expert.loaded.format,
-            engine=expert.engine + (f" ({choice.reason})" if choice.reason else ""),
-        ),
-        style="dim",
+    opened = _(
+        "{name}, {adapter}, {dtype}, {device}, engine {engine}",
+        name=expert.base_name,
+        adapter=run.path if run else _("no adapter"),
+        dtype=choice.base.kind if choice.base else expert.loaded.format,
+        device="cpu" if choice.base else device(),  # llama.cpp is built for the processor
+        engine=expert.engine + (f" ({choice.reason})" if choice.reason else ""),
     )
+    say(opened if seed is None else f"{opened}, {_('seed: {seed}', seed=seed)}", style="dim")
     return expert
 
 

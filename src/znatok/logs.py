@@ -39,6 +39,12 @@ def console() -> Console:
     return _console
 
 
+def without_colour() -> None:
+    """Say everything without colours from now on, in this process and those it starts."""
+    os.environ["NO_COLOR"] = "1"
+    console().no_color = True
+
+
 def say(text: str, *, style: str = "") -> None:
     """Print one line about the work to stderr; markup in ``text`` is shown, not obeyed."""
     console().print(printable(text), style=style, markup=False)

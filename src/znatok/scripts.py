@@ -167,7 +167,7 @@ def open_session(args: Any, argv: Sequence[str]) -> Any:
     run = find(args.model_dir) if args.model_dir else None
     if run and "model_name" not in config.explicit(argv, config.ModelOptions):
         model = config.ModelOptions(model_name="", dtype=model.dtype)
-    expert = open_expert(model, run, config.LANGUAGE_NEUTRAL_SYSTEM, args.engine)
+    expert = open_expert(model, run, config.LANGUAGE_NEUTRAL_SYSTEM, args.engine, seed=args.test_seed)
     from znatok.session import ChatSession
 
     voice = Voice.BASE if args.base or run is None else Voice.TUNED

@@ -79,11 +79,9 @@ def finish(process):
     return Done(process.returncode, out, err)
 
 
-def at_terminal(model, *more, cwd):
+def at_terminal(model, *more, cwd, term="dumb"):
     program, *rest = helpers.command("chatting.py", *words(model, *more))
-    child = pexpect.spawn(
-        program, rest, cwd=str(cwd), env=helpers.environment(TERM="dumb"), encoding="utf-8", timeout=60
-    )
+    child = pexpect.spawn(program, rest, cwd=str(cwd), env=helpers.environment(TERM=term), encoding="utf-8", timeout=60)
     child.expect_exact(PROMPT)
     return child
 
@@ -134,6 +132,19 @@ def test_ctrl_c_stops_an_answer_and_comes_back_to_the_prompt(endless, tmp_path):
     child.expect_exact(PROMPT)
     child.sendintr()
     assert ended(child) == 130
+
+
+def test_a_pasted_text_of_several_lines_is_one_message(model, tmp_path):
+    """Each of its lines was a question of its own."""
+    child = at_terminal(model, *SHORT, "--no_history", cwd=tmp_path, term="xterm")
+    child.send("\x1b[200~line1\nline2\x1b[201~\r")
+    child.expect_exact(PROMPT)
+    child.sendline("/save dialogue.json")
+    child.expect_exact("saved: dialogue.json")
+    child.sendline("/exit")
+    assert ended(child) == 0
+    messages = read_json(tmp_path / "dialogue.json")["messages"]
+    assert [message["content"] for message in messages][::2] == ["line1\nline2"]
 
 
 def test_a_pipe_gets_answers_only_even_in_the_c_locale(piped):

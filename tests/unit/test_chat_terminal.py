@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import tiny
-from znatok.chat import Terminal, _Goodbye, answer_file, ask, typed_lines
+from znatok.chat import Terminal, _Goodbye, answer_file, ask
 from znatok.config import LoraOptions, ModelOptions, SampleOptions
 from znatok.errors import DataError, ModelError, SystemFault, UsageError
 from znatok.expert import Voice, open_expert
 from znatok.files import write_json
 from znatok.generate.torch_engine import TorchEngine
+from znatok.keyboard import typed_lines
 from znatok.logs import printable
 from znatok.model.adapters import inject, save_adapter
 from znatok.retrieve import Knowledge, Passage
@@ -516,6 +517,64 @@ def stopped(*_):
     raise KeyboardInterrupt
 
 
+@pytest.fixture
+def editor(monkeypatch, tmp_path):
+    """Name an editor that runs a line of Python on the file."""
+    monkeypatch.delenv("VISUAL", raising=False)
+
+    def name(line, variable="EDITOR"):
+        script = tmp_path / f"{variable}.py"
+        script.write_text(f"import pathlib, sys\nfile = pathlib.Path(sys.argv[1])\n{line}\n", encoding="utf-8")
+        monkeypatch.setenv(variable, f"'{sys.executable}' '{script}'")
+
+    return name
+
+
+def test_a_question_is_written_in_the_users_editor(terminal, session, editor, capsys):
+    editor("file.write_text(file.read_text('utf-8') + '\\nвторая\\n', 'utf-8')", "VISUAL")
+    editor("sys.exit(1)")  # VISUAL goes before EDITOR
+    terminal.take("/edit Первая")
+    assert session.asked() == ["Первая\nвторая"]
+    assert "Первая\nвторая" in capsys.readouterr().err
+
+
+def test_an_editor_that_writes_nothing_asks_nothing(terminal, session, editor, capsys):
+    editor("pass")
+    terminal.take("/edit")
+    assert "nothing was written" in capsys.readouterr().err
+    assert session.history == []
+
+
+def test_an_editor_that_fails_is_an_error_with_a_remedy(terminal, session, editor, monkeypatch):
+    editor("sys.exit(3)")
+    with pytest.raises(UsageError, match="ended with 3, so nothing was asked"):
+        terminal.take("/edit Что?")
+    editor("file.write_bytes(b'\\xff')")
+    with pytest.raises(DataError, match="not UTF-8 at byte 0"):
+        terminal.take("/edit Что?")
+    for name in ("/nowhere/vi", "'"):
+        monkeypatch.setenv("EDITOR", name)
+        with pytest.raises(SystemFault, match=r"can't be started .*; set EDITOR to an editor you have"):
+            terminal.take("/edit Что?")
+    monkeypatch.delenv("EDITOR")
+    with pytest.raises(UsageError, match="export EDITOR=nano"):
+        terminal.take("/edit Что?")
+    terminal._interactive = False
+    with pytest.raises(UsageError, match="only at a terminal"):
+        terminal.take("/edit Что?")
+    assert session.history == []
+
+
+@pytest.mark.parametrize("typed", [(), ("/set nohistory",)], ids=["kept", "not kept"])
+def test_typed_lines_are_kept_unless_nohistory_is_set(terminal, monkeypatch, tmp_path, typed):
+    pytest.importorskip("readline")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    terminal._remember = True
+    lines(monkeypatch, *typed)
+    assert terminal.run() == 0
+    assert (tmp_path / "znatok" / "history").is_file() is not bool(typed)
+
+
 def test_undo_takes_one_exchange_back(terminal, session, capsys):
     terminal.take("Что такое PLA?")
     terminal.take("А ABS?")
@@ -640,7 +699,7 @@ def test_a_place_for_typed_lines_that_can_not_be_had_costs_only_them(tmp_path, m
     readline = pytest.importorskip("readline")
     (tmp_path / "taken").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / state))
-    with typed_lines(remember=True):
+    with typed_lines(lambda: True):
         readline.add_history("Что такое PLA?")
     readline.clear_history()
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
@@ -651,7 +710,7 @@ def test_typed_lines_are_nobody_elses_whatever_the_umask(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     before = os.umask(0)
     try:
-        with typed_lines(remember=True):
+        with typed_lines(lambda: True):
             pass
     finally:
         os.umask(before)
@@ -663,16 +722,16 @@ def test_typed_lines_are_kept_for_their_owner_alone(tmp_path, monkeypatch):
     readline = pytest.importorskip("readline")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     readline.clear_history()
-    with typed_lines(remember=True):
+    with typed_lines(lambda: True):
         readline.add_history("Что такое PLA?")
     kept = tmp_path / "znatok" / "history"
     assert "PLA" in kept.read_text(encoding="utf-8", errors="replace")
     assert kept.stat().st_mode & 0o077 == 0
     readline.clear_history()
-    with typed_lines(remember=True):
+    with typed_lines(lambda: True):
         assert readline.get_current_history_length() == 1
     readline.clear_history()
-    with typed_lines(remember=False):
+    with typed_lines(lambda: False):
         assert readline.get_current_history_length() == 0
         readline.add_history("тайна")
     assert "тайна" not in kept.read_text(encoding="utf-8", errors="replace")

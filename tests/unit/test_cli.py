@@ -93,6 +93,20 @@ def test_a_language_there_is_not_is_refused(words, capsys):
     assert "expected one of ru, en" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_english")
+@pytest.mark.parametrize("words", [["--no_color"], ["--no-color", "--lang", "en"], ["--lang=en", "--no_color"], []])
+def test_colours_are_left_out_where_they_are_not_wanted(words, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "")  # taken back after the test
+    monkeypatch.setattr(logs, "_console", None)
+    assert cli.main([*words, "tell"]) == 2
+    said = capsys.readouterr().err
+    assert "tell: no such command" in said
+    assert ("\x1b[31m" in said) is not bool(words)
+    assert cli.main([*words, "--help"]) == 0
+    assert "znatok --no_color VERB" in capsys.readouterr().out
+
+
 def test_help_of_every_verb_starts_without_the_heavy_libraries():
     done = subprocess.run(
         [sys.executable, "-c", LIGHT], capture_output=True, text=True, env=helpers.environment(), check=False

@@ -13,6 +13,7 @@ from znatok.files import sha256, write_json
 from znatok.generate import llamacpp
 from znatok.generate.engine import Request
 from znatok.model.adapters import inject, save_adapter
+from znatok.model.machine import device
 from znatok.runs import Run
 from znatok.tokens.chat import dialogue
 
@@ -166,7 +167,7 @@ SHORT = Request(tuple(dialogue("12 the", "12")), SampleOptions(temperature=0, ma
 @llama_files.needs_llama
 def test_llama_cpp_speaks_in_both_voices_and_loads_no_model(files, own_cache, capsys, monkeypatch):
     fast = open_expert(ModelOptions(model_name=""), Run(files / "run"), "")
-    assert "F32, engine llamacpp\n" in capsys.readouterr().err
+    assert "F32, cpu, engine llamacpp\n" in capsys.readouterr().err
     assert (fast.engine, fast.chat.name, fast.system) == ("llamacpp", "chatml", "12")
     exact = open_expert(ModelOptions(model_name="", dtype="float32"), Run(files / "run"), "")
     assert "engine torch (llama.cpp can't: --dtype float32 is for torch)\n" in capsys.readouterr().err
@@ -196,7 +197,7 @@ def test_losses_come_from_torch_whatever_answers(files, own_cache):
 def test_torch_asked_for_is_torch_without_a_word(files, capsys):
     expert = open_expert(ModelOptions(model_name=str(files / "qwen2.gguf"), dtype="float32"), None, "", "torch")
     assert expert.engine == "torch"
-    assert "engine torch\n" in capsys.readouterr().err
+    assert f"float32, {device()}, engine torch\n" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_the_trained_base_is_refused_before_anything_is_converted(files, run, own_cache, tmp_path):
