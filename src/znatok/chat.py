@@ -22,6 +22,7 @@ from znatok.lexicon import language_of
 from znatok.logs import printable, say, warn
 from znatok.runs import find
 from znatok.session import ChatSession
+from znatok.side_by_side import MARKS, Ballot, compare
 from znatok.tokens.chat import Role
 
 MULTILINE = '"""'
@@ -39,7 +40,8 @@ class Terminal:
         self._remember = remember and self._interactive
         self._interrupted = False
         self._last_question = ""
-        self._figures = False
+        self._figures = self._blind = False
+        self._ballot: Ballot | None = None
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
             "/help": (self._help, _("this list")),
             "/exit": (self._exit, _("leave (also Ctrl-D)")),
@@ -47,6 +49,7 @@ class Terminal:
             "/base": (lambda _: self._speak(Voice.BASE), _("let the base model answer")),
             "/tuned": (lambda _: self._speak(Voice.TUNED), _("let the tuned model answer")),
             "/compare": (self._compare, _("both answer: the question given, or the last one")),
+            "/blind": (self._switch_blind, _("hide in /compare who is who until you vote, or no longer")),
             "/seed": (self._seed, _("N: set the seed of the answers")),
             "/system": (self._system, _("TEXT: set the system message; begins a new dialogue")),
             "/set": (
@@ -118,6 +121,11 @@ class Terminal:
 
     def take(self, line: str) -> None:
         """Obey a command or answer a question; a mistyped command never reaches the model."""
+        ballot, self._ballot = self._ballot, None
+        if ballot is not None and line in MARKS:
+            for text in ballot.cast(line):
+                say(text, style="dim")
+            return
         if line.lower() in GOODBYES:
             raise _Goodbye
         if not line.startswith("/"):
@@ -191,9 +199,20 @@ class Terminal:
         session = self.session
         if not rest and session.history and session.history[-2].text == question:  # both see what stood before it
             session = replace(session, history=session.history[:-2])
-        for voice, text in session.both(question).items():
-            print(f"[{voice}] {printable(text)}\n", flush=True)
+        ballot = compare(session, question, blind=self._blind)
         cite(session.sources)
+        if not self._interactive:
+            return
+        if not ballot.comparison.blind:
+            say(ballot.figures, style="dim")
+        if ballot.path is not None:
+            self._ballot = ballot
+            say(_("which one is better? 1, 2 or = at the next prompt is your vote"), style="dim")
+
+    def _switch_blind(self, _rest: str) -> None:
+        self._blind = not self._blind
+        told = _("/compare hides who is who until you vote") if self._blind else _("/compare says who is who")
+        say(told, style="dim")
 
     def _seed(self, rest: str) -> None:
         if not rest.isdecimal() or len(rest) > 18:  # a generator's seed has 64 bits

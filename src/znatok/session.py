@@ -90,14 +90,6 @@ class ChatSession:
             "sources": self.sources,
         }
 
-    def both(self, question: str) -> dict[Voice, str]:
-        """Return the answers of all voices to one question, same seed; the dialogue stays as it is."""
-        answers = {}
-        for voice in self.expert.voices:
-            with self.expert.speaking(voice) as engine:
-                answers[voice] = engine.answers([self.request(question)])[0].text
-        return answers
-
     def undo(self) -> str:
         """Take the last exchange back; return its question.
 

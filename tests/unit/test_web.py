@@ -33,7 +33,7 @@ from znatok.serve.dispatch import Stopping
 from znatok.serve.guard import LOOPBACK
 from znatok.tokens.chat import Role
 from znatok.web.chat_tab import plain, speaker, turn_of
-from znatok.web.compare_tab import CompareTab, add_vote, tally
+from znatok.web.compare_tab import CompareTab
 from znatok.web.data_tab import bars_of
 from znatok.web.forms import by_recipe, command, component, default, specs, to_the_letter, typed, words
 from znatok.web.jobs import Jobs
@@ -231,7 +231,7 @@ def test_two_answers_come_together_and_are_what_each_says_alone(world, monkeypat
         tab = CompareTab(studio)
     try:
         last = list(tab.both("mine", "Что такое PLA?", False, 1, 0.0, 16))[-1]
-        texts, order = last[2]["answers"], last[2]["order"]
+        texts, order = list(last[2].answers), list(last[2].order)
         sample = SampleOptions(temperature=0.0, max_new_tokens=16)
         with studio.talk.opened(studio.base_of("mine"), studio.run("mine").path) as models:
             alone = [answered(studio.talk, model, Question("Что такое PLA?", sample, 1)).text for model in models]
@@ -260,7 +260,7 @@ def test_a_blind_order_is_drawn_and_hides_names(world):
         for _ in range(12):
             *shown, last = tab.both("mine", "Что?", True, 1, 0.0, 1)
             assert [update["label"] for update in shown[0][:2]] == ["1", "2"]
-            orders.add(tuple(last[2]["order"]))
+            orders.add(last[2].order)
         assert orders == {("base", "tuned"), ("tuned", "base")}
     finally:
         studio.close()
@@ -504,13 +504,7 @@ def test_the_browser_is_told_to_run_the_pages_own_scripts_only(server):
     assert (status, headers["x-frame-options"]) == (403, "DENY")
 
 
-# Votes, reports
-
-
-def test_votes_are_lines_and_are_counted(tmp_path):
-    for vote in ("tuned", "base", "tuned", "equal"):
-        add_vote(tmp_path / "votes.jsonl", {"vote": vote, "question": "Что?\nи где?"})
-    assert tally(tmp_path / "votes.jsonl") == "votes: tuned 2, base 1, no difference 1"
+# Reports
 
 
 def test_a_report_may_run_nothing(tmp_path):

@@ -1,10 +1,7 @@
 """Compare: base and tuned side by side, blind if one likes, and a file of questions asked of both."""
 
-import datetime
-import json
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,15 +9,13 @@ import gradio as gr
 from znatok.config import SampleOptions
 from znatok.errors import UsageError, _
 from znatok.runs import Run
+from znatok.votes import VOTES, Comparison, add_vote, tally
 from znatok.web.forms import changing
 from znatok.web.studio import AT_ONCE, Studio, told
 from znatok.web.talk import Question
 
-VOTES = "votes.jsonl"
 SECONDS = 2.0
 HELDOUT = "data/eval/heldout.jsonl"
-
-State = dict[str, Any]
 
 
 class CompareTab:
@@ -85,7 +80,7 @@ class CompareTab:
 
     def both(
         self, name: str, question: str, blind: bool, *drawn: float
-    ) -> Iterator[tuple[Any, Any, State | None, str]]:
+    ) -> Iterator[tuple[Any, Any, Comparison | None, str]]:
         """Yield both answers as they grow, under their names or, ``blind``, under numbers in an order drawn anew.
 
         Raises:
@@ -104,19 +99,18 @@ class CompareTab:
                 texts = [one.text for one in said]
                 shown = [gr.update(value=text, label=title) for text, title in zip(texts, titles, strict=True)]
                 yield shown[0], shown[1], None, ""  # no vote on half an answer
-        state = {"run": name, "question": question, "seed": seed, "temperature": temperature, "blind": blind}
-        yield gr.skip(), gr.skip(), {**state, "order": order, "answers": texts}, _("which one is better?")
+        state = Comparison(name, question, seed, temperature, blind, tuple(order), tuple(texts))
+        yield gr.skip(), gr.skip(), state, _("which one is better?")
 
     def voting(self, vote: str) -> Any:
         """Return what a click on one of the three buttons does: keep the vote, tell who was who."""
 
-        def voted(state: State | None) -> tuple[str, None]:
+        def voted(state: Comparison | None) -> tuple[str, None]:
             if state is None:
                 raise UsageError("there is nothing to vote on: ask both, and wait until they have answered")
-            left, right = state["order"]
-            path = self._studio.run(state["run"]).path / VOTES
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            add_vote(path, {**state, "vote": {"left": left, "right": right}.get(vote, vote), "at": now})
+            left, right = state.order
+            path = self._studio.run(state.run).path / VOTES
+            add_vote(path, state, vote)
             names = {"base": _("base"), "tuned": _("tuned")}
             return _("left: {left}, right: {right}", left=names[left], right=names[right]) + f". {tally(path)}", None
 
@@ -144,16 +138,3 @@ class CompareTab:
             return job.said() if job is not None else "", gr.skip()
         images = Run(self._studio.folder / job.words[1]).images
         return job.said(), [str(path) for path in sorted(images.glob("comparison*.png"))]
-
-
-def add_vote(path: Path, vote: State) -> None:
-    """Add a vote to a file of them, a line each."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(vote, ensure_ascii=False) + "\n")
-
-
-def tally(path: Path) -> str:
-    """Return how the votes stand."""
-    votes = [json.loads(line)["vote"] for line in path.read_text(encoding="utf-8").split("\n") if line]
-    counts = {name: votes.count(name) for name in ("tuned", "base", "equal")}
-    return _("votes: tuned {tuned}, base {base}, no difference {equal}", **counts)
