@@ -122,6 +122,7 @@ class Expert:
 
         Raises:
             ModelError: the run was trained on another base, or holds no adapter. This one stays open then.
+            DataError: its manifest is damaged; likewise.
         """
         before = self if self._server is None else None  # llama.cpp reads a file again in no time
         other = open_expert(self._options, run, self.system, self.engine, before=before)
@@ -192,6 +193,7 @@ def open_expert(
 
     Raises:
         ModelError: the run was trained on another base, or holds no adapter.
+        DataError: its manifest is damaged.
         UsageError: llama.cpp is asked for and can't answer.
         SystemFault: the same, because it is not installed.
     """
@@ -255,6 +257,6 @@ def refuse_other_base(run: Run | None, name: str, sha256: str | None) -> None:
         raise ModelError(
             "{path} was trained on {trained}, this is {given}: their weights differ; use the base it was trained on",
             path=run.path,
-            trained=f"{trained_on['name']} ({trained_on['sha256'][:12]})",
+            trained=f"{trained_on.get('name', '?')} ({trained_on['sha256'][:12]})",
             given=f"{name} ({(sha256 or '?')[:12]})",
         )

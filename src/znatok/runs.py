@@ -15,6 +15,7 @@
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from znatok.errors import ModelError, SystemFault, UsageError, _
+from znatok.errors import DataError, ModelError, SystemFault, UsageError, _
 from znatok.files import leftovers, read_json, write_json, write_text
 from znatok.logs import warn
 
@@ -49,6 +50,16 @@ OWN_FILES = (
 OWN_FOLDERS = ("checkpoints", "images", "compare", "eval")
 USERS = ("export", "votes.jsonl")
 """What a user made of a run: starting it anew moves this aside, for it says nothing of the new adapter."""
+MANIFEST: dict[str, Any] = {
+    "base": dict, "base.name": str, "base.sha256": str | None,
+    "data": dict, "data.path": str | None, "data.sha256": str, "data.pairs": int,
+    "validation": dict | None, "validation.sha256": str,
+    "lora": dict, "options": dict, "dtype": str, "seed": int,
+    "chat": dict, "chat.format": str, "chat.system": str,
+    "engine": dict, "engine.name": str, "engine.float_groups": list,
+    "command": list, "plan": dict, "result": dict | None, "result.wall_seconds": int | float,
+}  # fmt: skip
+"""Of what type is what this program reads of a manifest, each table before what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +103,22 @@ class Run:
         return (self.path / "adapter_model.safetensors").is_file()
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return the manifest, or an empty dict for an adapter that znatok did not train."""
-        return read_json(self.manifest) if self.manifest.is_file() else {}
+        """Return the manifest, or an empty dict for an adapter that znatok did not train.
+
+        Raises:
+            DataError: it is damaged, or not as znatok writes it.
+        """
+        manifest = read_json(self.manifest) if self.manifest.is_file() else {}
+        for name, kind in MANIFEST.items():
+            table, _dot, key = name.rpartition(".")
+            holder = (manifest.get(table) or {}) if table else manifest
+            if key in holder and not isinstance(holder[key], kind):
+                raise DataError(
+                    "{path}: damaged, {name} is {value}, which znatok does not write there; bring back a copy, or make"
+                    " it anew",
+                    path=self.manifest, name=name, value=json.dumps(holder[key])[:40],
+                )  # fmt: skip
+        return manifest
 
     def read_status(self) -> dict[str, Any]:
         """Return what ``status.json`` says; empty before the first step and for adapters znatok did not train."""

@@ -97,6 +97,13 @@ def test_another_base_than_the_trained_one_is_refused(folder, run):
         open_expert(options(folder), run, "")
 
 
+def test_weights_without_a_name_are_refused_as_well(folder, run):
+    """A manifest that gives a hash and no name was a KeyError."""
+    write_json(run.manifest, {"base": {"sha256": "00"}})
+    with pytest.raises(ModelError, match=r"was trained on \? \(00\), this is "):
+        open_expert(options(folder), run, "")
+
+
 def test_a_run_without_an_adapter_is_refused_before_the_base_is_loaded(tmp_path):
     run = Run(tmp_path)
     write_json(run.manifest, {"base": {"name": "/nowhere/at/all"}})

@@ -338,6 +338,14 @@ def test_no_path_of_an_option_gets_into_a_card(publishable, base, tmp_path):
     assert "/mnt" not in text
 
 
+def test_a_card_of_a_run_that_says_little_tells_what_is_known(publishable, base, tmp_path):
+    """Another program's manifest, or one by hand, was a KeyError."""
+    publishable.manifest.write_text(json.dumps({"base": {"name": "b"}, "lora": {"lora_r": 8}}), encoding="utf-8")
+    text = (export(publishable, options(base, tmp_path / "card", "card")).path / card.CARD).read_text(encoding="utf-8")
+    assert "| data, SHA-256 | not known |" in text
+    assert "| lora_r | 8 |" in text
+
+
 @pytest.mark.parametrize("inside", [lambda path: {"name_or_path": path}, lambda path: {"a": [{"b": path}]}])
 def test_a_config_that_tells_any_path_of_this_machine_is_not_published(publishable, base, tmp_path, inside):
     place = tmp_path.parent / "модели"  # neither in the home nor beside the run

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import small_files, unprivileged
 from znatok import runs
-from znatok.errors import ModelError, SystemFault, UsageError
+from znatok.errors import DataError, ModelError, SystemFault, UsageError
 from znatok.runs import OWN_FILES, OWN_FOLDERS, Run, create, find, held
 
 HOLDER = """
@@ -328,3 +328,30 @@ def test_status_says_what_is_known_and_the_rest_of_the_run_is_where_it_should_be
     assert run.has_adapter()
     names = {p.name for p in (run.metrics, run.manifest, run.options, run.checkpoints, run.images, run.compare)}
     assert names <= {*OWN_FILES, *OWN_FOLDERS}
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ('{"base": 5}', "base is 5,"),
+        ('{"base": null}', "base is null,"),
+        ('{"base": {"sha256": []}}', r"base\.sha256 is \[\],"),
+        ('{"base": {"name": 7}}', r"base\.name is 7,"),
+        ('{"chat": []}', r"chat is \[\],"),
+        ('{"chat": {"system": {"a": "' + "x" * 99 + '"}}}', r'chat\.system is {"a": "x{33},'),
+        ('{"data": "data.jsonl"}', 'data is "data.jsonl",'),
+        ('{"validation": {"sha256": 0}}', r"validation\.sha256 is 0,"),
+        ('{"result": {"wall_seconds": "1"}}', r'result\.wall_seconds is "1",'),
+    ],
+)
+def test_a_manifest_that_is_not_as_we_write_it_is_an_error_with_its_name(tmp_path, facts, said):
+    """Each of them was an AttributeError or a TypeError where it was read."""
+    Run(tmp_path).manifest.write_text(facts, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"manifest\.json: damaged, {said} which znatok does not write there; bring"):
+        Run(tmp_path).read_manifest()
+
+
+def test_a_manifest_may_say_less_than_ours(tmp_path):
+    for facts in ("{}", '{"base": {"name": "b", "sha256": null}}', '{"validation": null, "result": null, "more": 5}'):
+        Run(tmp_path).manifest.write_text(facts, encoding="utf-8")
+        assert Run(tmp_path).read_manifest() == json.loads(facts)

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import serving
+import tiny
 from serving import SHORT, asked, open_service, raw, served, wait_until, write_run
 from znatok.config import ModelOptions, SampleOptions
-from znatok.errors import ModelError, UsageError
+from znatok.errors import DataError, ModelError, UsageError
 from znatok.expert import Voice, open_expert
+from znatok.files import write_json
 from znatok.generate import torch_engine
 from znatok.generate.engine import Request, Stop
 from znatok.generate.torch_engine import Together
@@ -800,6 +802,34 @@ def test_a_run_of_another_base_is_left_out_and_named(world, tmp_path, capsys):
     with pytest.raises(ModelError, match="was trained on another"):
         open_roster(options, tmp_path / "other", "", "torch")
     assert [run.path.name for run in find_runs(tmp_path)] == ["mine", "other"]
+
+
+def test_a_damaged_run_is_left_out_and_named(world, tmp_path, capsys):
+    """One folder with an empty manifest kept all others from being served."""
+    base, _runs = world
+    write_run(tmp_path / "mine", 1, str(base))
+    for name, facts in {"cut": "", "odd": '{"base": 5}', "unsaid": '{"chat": {"format": []}}'}.items():
+        (write_run(tmp_path / name, 1) / "manifest.json").write_text(facts, encoding="utf-8")
+    roster = open_roster(ModelOptions(model_name="", dtype="float32"), tmp_path, "", "torch")
+    assert list(roster.models) == ["base", "mine"]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    assert ["cut" in said[0], "odd" in said[1], "unsaid" in said[2]] == [True] * 3
+    for name in ("", str(base)):
+        with pytest.raises(DataError, match=r"odd/manifest\.json: damaged, base is 5"):
+            open_roster(ModelOptions(model_name=name, dtype="float32"), tmp_path / "odd", "", "torch")
+
+
+def test_a_run_in_a_format_its_base_can_not_speak_is_left_out(tmp_path, capsys):
+    """It was noticed when all were loaded, and ended the server."""
+    bare = tiny.save_tiny(tmp_path / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.write_text(file.read_text(encoding="utf-8").replace("<|im_", "<|"), encoding="utf-8")
+    write_run(tmp_path / "runs" / "mine", 1)
+    facts = {"chat": {"format": "chatml"}}
+    write_json(write_run(tmp_path / "runs" / "other", 1) / "manifest.json", facts)
+    roster = open_roster(ModelOptions(model_name=str(bare), dtype="float32"), tmp_path / "runs", "", "torch")
+    assert list(roster.models) == ["bare", "mine"]
+    assert "can't use the chatml format" in capsys.readouterr().err
 
 
 def test_a_second_adapter_that_does_not_fit_harms_nobody(world, tmp_path, capsys):

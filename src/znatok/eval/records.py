@@ -106,7 +106,7 @@ def portable_command(command: str | Sequence[str]) -> str:
     """Return a command line as typed into a shell, without absolute paths."""
     if isinstance(command, str):
         return portable(visible(command))
-    return shlex.join(_portable_word(visible(word)) for word in command)
+    return shlex.join(_portable_word(visible(str(word))) for word in command)
 
 
 def _portable_word(word: str) -> str:

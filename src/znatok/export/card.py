@@ -76,17 +76,17 @@ def card(run: Run, base: str) -> str:
 
 
 def _made_of(manifest: dict[str, Any]) -> str:
-    data, base = manifest["data"], manifest["base"]
+    data, base, chat = (manifest.get(name, {}) for name in ("data", "base", "chat"))
     rows = {
-        "base, SHA-256": base["sha256"],
-        "data, SHA-256": f"{data['sha256']}, {data['pairs']} pairs",
-        "chat format": manifest["chat"]["format"],
-        "system message": manifest["chat"]["system"] or "none",
-        "number format while training": manifest["dtype"],
-        **manifest["lora"],
-        **{name: _untold(value) for name, value in manifest["options"].items()},
+        "base, SHA-256": base.get("sha256"),
+        "data, SHA-256": f"{data['sha256']}, {data.get('pairs', '?')} pairs" if "sha256" in data else None,
+        "chat format": chat.get("format"),
+        "system message": chat.get("system", "not known") or "none",
+        "number format while training": manifest.get("dtype"),
+        **manifest.get("lora", {}),
+        **{name: _untold(value) for name, value in manifest.get("options", {}).items()},
     }
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {_cell('not known' if value is None else value)} |" for name, value in rows.items()]
     return "\n".join(["## What it was made of", "", "| | |", "|---|---|", *lines])
 
 

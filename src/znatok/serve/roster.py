@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from znatok import __version__
 from znatok.config import ModelOptions
-from znatok.errors import ModelError, UsageError, _
+from znatok.errors import DataError, ModelError, UsageError, _
 from znatok.expert import best_for_many, refuse_other_base
 from znatok.files import sha256
 from znatok.generate.choose import Choice, GgufBase, choose, file_format, gguf_base
@@ -89,7 +89,8 @@ def open_roster(
 
     Args:
         options: the base; ``model_name`` may be empty where the newest run in ``folder`` names it.
-        folder: a folder of runs or one run; what in it was trained on another base is left out with a warning.
+        folder: a folder of runs or one run; what in it is damaged or was trained on another base is left out with a
+            warning.
         system: system message of the bare base.
         engine: ``torch``, ``llamacpp``, or ``auto``: int8 in torch where that is fast, else llama.cpp where it fits.
         context: tokens of a dialogue and its answer together, at most.
@@ -98,6 +99,7 @@ def open_roster(
     Raises:
         UsageError: there is no such folder, nothing names the base, or llama.cpp is asked for and can't answer.
         ModelError: the base can't be loaded; the one run that was named does not fit it.
+        DataError: the manifest of the one run that was named is damaged.
         SystemFault: llama.cpp is asked for and not installed.
     """
     if folder is not None and not folder.is_dir():
@@ -122,7 +124,10 @@ def _cuda() -> bool:
 
 
 def _named_base(runs: Sequence[Run], folder: Path | None) -> str:
-    named = [(run.path.stat().st_mtime, run.read_manifest().get("base", {}).get("name")) for run in runs]
+    named = []
+    for run in runs:
+        with contextlib.suppress(DataError) if len(runs) > 1 else contextlib.nullcontext():  # takes() tells of it
+            named.append((run.path.stat().st_mtime, run.read_manifest().get("base", {}).get("name")))
     newest = max(((when, name) for when, name in named if name), default=None)
     if newest is None:
         raise UsageError("no run in {folder} names its base; name one with --model_name", folder=folder or "--runs")
@@ -143,11 +148,11 @@ class _Opening:
     context: int
 
     def takes(self, run: Run, *, alone: bool) -> bool:
-        """Put a run's adapter on the base; where it does not fit, say so, or raise where it is all there is."""
+        """Put a run's adapter on the base; where it can't be, say so, or raise where it is all there is."""
         try:
             refuse_other_base(run, self.name, self.sha256)
             self.put_on(run)
-        except ModelError as error:
+        except (DataError, ModelError) as error:
             if alone:
                 raise
             warn(_("left out: {why}", why=str(error)))
@@ -211,6 +216,7 @@ class _InTorch(_Opening):
     def put_on(self, run: Run) -> None:
         from znatok.model.adapters import attach, attach_another
 
+        self._format(run)  # one that this base can't be spoken to in is an error now, not when all are ready
         if not self._adapters:
             self._model = attach(self._model, run.path)
             self._adapters[run.path] = "default"
