@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from znatok.errors import DataError, SystemFault
+from znatok.errors import DataError, SystemFault, _
 
 BLOCK = 1 << 20
 
@@ -117,11 +117,44 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines that this program wrote itself, leaving out a last line cut short by a crash."""
+def read_jsonl(
+    path: Path,
+    *,
+    fits: Callable[[dict[str, Any]], bool] = lambda _row: True,
+    damaged: Callable[[DataError], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Read JSON Lines that this program wrote itself, leaving out a last line cut short by a crash.
+
+    Args:
+        path: the file.
+        fits: tells whether a row can be one of this file.
+        damaged: hears of every damaged line, which is left out then; without it the first one is raised.
+
+    Raises:
+        DataError: a line is damaged.
+    """
     raw = path.read_bytes()
-    lines = raw[: raw.rfind(b"\n") + 1].decode("utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    rows = []
+    for number, line in enumerate(raw[: raw.rfind(b"\n") + 1].split(b"\n"), start=1):
+        if line:
+            try:
+                rows.append(_row(line, fits))
+            except (ValueError, RecursionError) as why:
+                error = DataError(
+                    "{path}:{line}: damaged, {why}; bring back a copy, or remove the line",
+                    path=path, line=number, why=why,
+                )  # fmt: skip
+                if damaged is None:
+                    raise error from why
+                damaged(error)
+    return rows
+
+
+def _row(line: bytes, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    row = json.loads(line.decode("utf-8"))
+    if not isinstance(row, dict) or not fits(row):
+        raise ValueError(_("no row of this file"))
+    return row
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

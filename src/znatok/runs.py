@@ -19,14 +19,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from znatok.errors import DataError, ModelError, SystemFault, UsageError, _
-from znatok.files import leftovers, read_json, write_json, write_text
+from znatok.files import leftovers, read_json, read_jsonl, write_json, write_text
 from znatok.logs import warn
 
 try:
@@ -133,6 +133,17 @@ class Run:
     def leftovers(self) -> list[Path]:
         """Return the temporary files that killed processes left; who removes them holds the run."""
         return [left for name in OWN_FILES for left in leftovers(self.path / name)]
+
+
+def metrics_rows(path: Path, damaged: Callable[[str], object] = warn) -> list[dict[str, Any]]:
+    """Return the rows of a ``metrics.jsonl``: none where there is no file; damaged ones are left out, and told of."""
+    if not path.is_file():
+        return []
+    return read_jsonl(path, fits=_is_step, damaged=lambda error: damaged(_("left out: {why}", why=str(error))))
+
+
+def _is_step(row: dict[str, Any]) -> bool:
+    return "step" in row and all(isinstance(value, int | float) for value in row.values())
 
 
 def slug(text: str) -> str:

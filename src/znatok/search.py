@@ -21,9 +21,10 @@ from znatok.data.load import copy_lines, read_pairs
 from znatok.data.schema import Pair, shown_path
 from znatok.errors import DataError, SystemFault, TrainingError, UsageError, _
 from znatok.eval.dev import ADMITTING, dev_score
-from znatok.files import read_jsonl, write_json
+from znatok.files import write_json
 from znatok.logs import say
 from znatok.prose import FORGOTTEN
+from znatok.runs import metrics_rows
 from znatok.train.run import train
 
 
@@ -150,7 +151,7 @@ def attempt(config: TrainConfig, options: SearchOptions, number: int, values: Ma
     write_part(Path(str(config.data.val_path)), dev, options.share, {})
     result = train(with_values(config, values, data, dev, folder / name))
     assert result.run is not None
-    losses = [row["val_loss"] for row in read_jsonl(result.run.metrics) if "val_loss" in row]
+    losses = [row["val_loss"] for row in metrics_rows(result.run.metrics) if "val_loss" in row]
     figures, run = result.figures, result.run
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     del result

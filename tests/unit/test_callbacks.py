@@ -10,7 +10,7 @@ from rich.console import Console
 
 from znatok import logs
 from znatok.errors import Interrupted
-from znatok.files import read_json, read_jsonl, replacing, write_jsonl
+from znatok.files import append_jsonl, read_json, read_jsonl, replacing, write_jsonl
 from znatok.train.callbacks import (
     Best,
     Display,
@@ -45,6 +45,20 @@ def test_resuming_cuts_off_the_rows_after_the_checkpoint(tmp_path):
         file.write('{"step": 4, "epo')  # the crash
     Metrics(path).on_train_begin(None, state(2), None)
     assert [(r["step"], "val_loss" in r) for r in read_jsonl(path)] == [(1, False), (2, False), (2, True)]
+
+
+def test_resuming_drops_damaged_rows_with_a_warning(tmp_path, capsys):
+    """One block of NUL that a crash left in the middle was a traceback, and the run could not go on."""
+    path = tmp_path / "metrics.jsonl"
+    write_jsonl(path, [row(1)])
+    with path.open("ab") as file:
+        file.write(b'\0\0\0\n5\n{"loss": 1.0}\n{"step": "3"}\n{"step": null}\n')
+    append_jsonl(path, row(2))
+    Metrics(path).on_train_begin(None, state(2), None)
+    assert [r["step"] for r in read_jsonl(path)] == [1, 2]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 5
+    assert all(f"metrics.jsonl:{line}: damaged" in said for line, said in enumerate(told, start=2))
 
 
 def test_a_new_run_starts_with_no_rows(tmp_path):

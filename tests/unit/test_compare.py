@@ -268,3 +268,12 @@ def test_held_out_losses_alone_are_a_comparison_too(compared, copy):
     assert [row.key for row in summary.rows] == ["loss"]
     assert not (copy.images / "comparison_table.png").exists()
     assert "comparison_table" not in (copy.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_damaged_row_of_the_curve_costs_itself_and_not_the_report(compared, copy, capsys):
+    _run, what, expert = compared
+    with copy.metrics.open("a", encoding="utf-8") as file:
+        file.write("5\n")
+    compare(expert, copy, dataclasses.replace(what, questions=(), heldout_asked=0))
+    assert "left out: " in capsys.readouterr().err
+    assert (copy.images / "training_loss.png").is_file()

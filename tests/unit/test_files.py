@@ -123,6 +123,18 @@ def test_rows_written_and_appended_are_read_in_order(tmp_path):
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
+@pytest.mark.parametrize("line", [b'{"n": 2', b"5", b"[2]", b"\0" * 64, b'{"n": "\xff"}', b"[" * 100_000])
+def test_a_damaged_line_is_an_error_with_its_number_or_left_out(tmp_path, line):
+    """It was a JSONDecodeError, or a row that was no table."""
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + line + b'\n{"n": 3}\n{"n": 4')
+    with pytest.raises(DataError, match=r"f\.jsonl:2: damaged, .*; bring back a copy, or remove the line"):
+        files.read_jsonl(path)
+    heard = []
+    assert files.read_jsonl(path, damaged=heard.append) == [{"n": 1}, {"n": 3}]
+    assert [error.fields["line"] for error in heard] == [2]
+
+
 def test_appending_begins_a_file(tmp_path):
     files.append_jsonl(tmp_path / "f.jsonl", {"n": 1})
     assert files.read_jsonl(tmp_path / "f.jsonl") == [{"n": 1}]

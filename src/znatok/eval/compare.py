@@ -29,7 +29,7 @@ from znatok.generate.engine import Answer, Request
 from znatok.logs import say, warn
 from znatok.model.machine import machine
 from znatok.model.score import answer_losses
-from znatok.runs import Run
+from znatok.runs import Run, metrics_rows
 from znatok.tokens.chat import dialogue
 from znatok.tokens.encode import EncodeRule, encode_pairs
 
@@ -227,9 +227,9 @@ def write_artefacts(run: Run, summary: Summary, answers: Sequence[AnswerRow], fa
     images = {name: run.images / f"{name}.png" for name in ("training_loss", "comparison_table", "dataset_example")}
     for path in images.values():
         path.unlink(missing_ok=True)  # none of an earlier comparison stays among those of this one
-    metrics_rows = read_jsonl(run.metrics) if run.metrics.is_file() else []
-    if metrics_rows:  # an adapter that znatok did not train has no curve
-        training_loss(metrics_rows, images["training_loss"], language)
+    steps = metrics_rows(run.metrics)
+    if steps:  # an adapter that znatok did not train has no curve
+        training_loss(steps, images["training_loss"], language)
     if answers:  # with --asked 0 and no questions only losses are measured
         comparison_table(answers, images["comparison_table"], language)
     data = Path(str(facts.get("data_path") or "data.jsonl"))
@@ -237,7 +237,7 @@ def write_artefacts(run: Run, summary: Summary, answers: Sequence[AnswerRow], fa
         dataset_example([asdict(pair) for pair in shown], images["dataset_example"], language, name=data.name)
     present = {name: path for name, path in images.items() if path.is_file()}
     extra: Any = facts  # keys of our own are kept
-    html = render_report(summary, answers, extra, metrics_rows, present, language)
+    html = render_report(summary, answers, extra, steps, present, language)
     write_text(run.path / "report.html", html)
     for voice, name in FILES.items():
         write_text(run.compare / name, answers_text(answers, voice, facts))  # type: ignore[arg-type]

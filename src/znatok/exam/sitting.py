@@ -16,13 +16,13 @@ from znatok.exam.likelihood import choose, prefer
 from znatok.exam.plan import Examination
 from znatok.exam.record import About, Line, Record, asked, curve
 from znatok.expert import Expert, Voice, open_expert
-from znatok.files import cache_home, read_jsonl, sha256
+from znatok.files import cache_home, sha256
 from znatok.generate.engine import Request
 from znatok.logs import say
 from znatok.model.machine import machine
 from znatok.model.score import bits_per_byte
 from znatok.retrieve import inform
-from znatok.runs import Run
+from znatok.runs import Run, metrics_rows
 from znatok.tokens.chat import dialogue
 
 
@@ -93,7 +93,7 @@ class Sitting:
         path = run.path / "eval" / "measured.jsonl"
         if not tuned:
             path = cache_home() / "measured" / f"{expert.base_sha256[:32]}.jsonl"
-        losses = curve(read_jsonl(run.metrics)) if tuned and run.metrics.is_file() else []
+        losses = curve(metrics_rows(run.metrics)) if tuned else []
         store = Store(None if what.fresh else path)
         return cls(expert, voice, what, about, store, identity(expert, voice, adapter), losses)
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from znatok.errors import Interrupted, _
 from znatok.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from znatok.logs import console, peak_rss_bytes, say
+from znatok.runs import metrics_rows
 from znatok.train.team import ALONE, Team
 
 FREE_RUN = ("loss", "grad_norm", "learning_rate")
@@ -30,8 +31,7 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Cut rows off that a crash left after the checkpoint being resumed; take the clock on from the last one."""
-        rows = read_jsonl(self._path) if self._path.is_file() else []
-        rows = [row for row in rows if row["step"] <= state.global_step]
+        rows = [row for row in metrics_rows(self._path) if row["step"] <= state.global_step]
         write_jsonl(self._path, rows)
         self._seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
         self._tokens_before = state.num_input_tokens_seen

@@ -9,8 +9,7 @@ import pandas as pd
 
 from znatok.config import EXPERT_DATA, DataOptions, LoraOptions, ModelOptions, TrainOptions
 from znatok.errors import UsageError, _
-from znatok.files import read_jsonl
-from znatok.runs import Run
+from znatok.runs import Run, metrics_rows
 from znatok.web.forms import Spec, by_recipe, command, component, default, specs, to_the_letter, words
 from znatok.web.jobs import Job
 from znatok.web.studio import Studio, told
@@ -123,12 +122,9 @@ class TrainTab:
 
     def _curve(self, job: Job) -> list[tuple[int, float, str]]:
         metrics = Run(self._studio.folder / _place(job.words)).metrics if job.kind == "train" else None
-        if metrics is None or not metrics.is_file():
-            return []
+        rows = metrics_rows(metrics, damaged=lambda _why: None) if metrics else []  # this is looked at every second
         names = {"loss": _("training"), "val_loss": _("validation")}
-        return [
-            (row["step"], row[key], name) for row in read_jsonl(metrics) for key, name in names.items() if key in row
-        ]
+        return [(row["step"], row[key], name) for row in rows for key, name in names.items() if key in row]
 
 
 def _inputs(folder: Path) -> dict[str, Any]:
