@@ -3,7 +3,10 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import tiny
 from znatok.fast.compiler import build
 from znatok.fast.product import INT_MM
 from znatok.files import cache_home
-from znatok.model import load
+from znatok.model import catalogue, load
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
@@ -32,6 +35,21 @@ LONG = {"e2e", "invariant", "numeric"}  # folders of tests that start processes,
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, in any order: so no process waits at the end for another one's last file."""
     items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fetch the weights a test is marked with."""
+    for mark in item.iter_markers("real"):
+        fetch(*mark.args)
+
+
+@cache
+def fetch(name: str) -> None:
+    """Have a model of the catalogue fetched where it is not here: by another process, for this one may not."""
+    if not catalogue.find(name).path.is_file():
+        command = [sys.executable, "-m", "znatok", "model", "get", name]
+        subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "0"}, check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

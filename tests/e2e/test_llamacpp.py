@@ -90,7 +90,7 @@ def test_a_comparison_takes_answers_from_llama_cpp_and_losses_from_torch(place, 
     assert losses["torch"] == losses["llamacpp"]
 
 
-@pytest.mark.real
+@pytest.mark.real("smollm2-135m-instruct")
 def test_on_real_weights_the_engines_say_the_same_but_for_near_ties():
     name, asked = "smollm2-135m-instruct", []
     for question in (tiny.REPO / "data" / "eval" / "questions.txt").read_text(encoding="utf-8").splitlines():

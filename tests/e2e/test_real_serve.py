@@ -21,7 +21,7 @@ QUESTIONS = ("What is a nozzle?", "Name two plastics.", "Why does a print warp?"
 SYSTEM = "Answer briefly."
 
 pytestmark = [
-    pytest.mark.real,
+    pytest.mark.real("smollm2-135m-instruct"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 

@@ -22,7 +22,7 @@ MODEL = "smollm2-135m-instruct"
 
 # PEFT 0.21 reads a property that transformers 5.23 has renamed; goes with the filter in znatok.model.adapters
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.real
+@pytest.mark.real("smollm2-135m-instruct")
 def test_the_seed_documents_command_teaches_a_real_model_something(tmp_path):
     lines = (tiny.REPO / "data.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     shortest = sorted(lines, key=len)[:16]  # this tokenizer needs a token per Cyrillic letter

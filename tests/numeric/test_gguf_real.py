@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from znatok.model import catalogue, dequant, gguf
 from znatok.model.gguf_header import read_header
 
-pytestmark = pytest.mark.real
+pytestmark = pytest.mark.real("smollm2-135m-instruct")
 NAME = "smollm2-135m-instruct"
 TEXTS = (
     "Hello world! What is 3D printing?",

@@ -10,7 +10,7 @@ from znatok.generate.torch_engine import TorchEngine
 from znatok.model.load import load_base
 from znatok.tokens.chat import choose_format, dialogue
 
-pytestmark = pytest.mark.real
+pytestmark = pytest.mark.real("smollm2-135m-instruct")
 NAME = "smollm2-135m-instruct"
 QUESTIONS = [
     "What is PLA?",

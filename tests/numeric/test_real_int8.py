@@ -18,7 +18,7 @@ from znatok.tokens.packing import pack
 from znatok.train.prepare import prepare
 
 pytestmark = [
-    pytest.mark.real,
+    pytest.mark.real("smollm2-135m-instruct"),
     pytest.mark.filterwarnings(packs.QUIET),
     pytest.mark.skipif(not INT_MM.exact(), reason="this processor's int8 product is not exact"),
 ]

@@ -14,7 +14,7 @@ import torch
 import helpers
 import tiny
 
-pytestmark = pytest.mark.real
+pytestmark = pytest.mark.real("smollm2-135m-instruct")
 MODEL = "smollm2-135m-instruct"
 QUESTIONS = ["What is PLA?", "Why does the first layer not stick?", "What is a nozzle?", "Name three filaments."]
 

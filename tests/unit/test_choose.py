@@ -16,7 +16,6 @@ from znatok.generate import choose as module
 from znatok.generate import embedding, llamacpp
 from znatok.generate.choose import choose, file_format, gguf_base
 from znatok.generate.embedding import FileEmbedding
-from znatok.model import catalogue
 from znatok.model.gguf_header import read_header
 from znatok.model.source import resolve
 from znatok.tokens.chat import choose_format, untrained_twins
@@ -121,11 +120,9 @@ def test_the_file_found_is_the_one_that_source_finds(folder):
     assert gguf_base(str(folder / "none.gguf"), print) is None
 
 
-@pytest.mark.real
+@pytest.mark.real("smollm2-135m-instruct")
 def test_a_catalogue_name_as_well(monkeypatch):
-    monkeypatch.delenv("ZNATOK_HOME")
-    if not catalogue.find("smollm2-135m-instruct").path.is_file():
-        catalogue.get("smollm2-135m-instruct")
+    monkeypatch.undo()  # the cache is the one with models again
     base, source = gguf_base("smollm2-135m-instruct", print), resolve("smollm2-135m-instruct")
     assert (base.header.path, base.sha256, base.tied) == (source.path, source.sha256, source.tied)
     assert base.kind == "Q4_1"

