@@ -16,6 +16,7 @@ import urllib.request
 from html.parser import HTMLParser
 
 import gradio as gr
+import psutil
 import pytest
 import uvicorn
 from markdown_it import MarkdownIt
@@ -26,6 +27,7 @@ from znatok import config
 from znatok.config import RECIPES, SampleOptions, TrainOptions
 from znatok.data.check import Lengths
 from znatok.errors import DataError, ModelError, SystemFault, UsageError
+from znatok.files import write_json, write_text
 from znatok.generate.torch_engine import Together
 from znatok.logs import printable
 from znatok.scripts import train_config, train_parser
@@ -36,7 +38,7 @@ from znatok.web.chat_tab import plain, speaker, turn_of
 from znatok.web.compare_tab import CompareTab
 from znatok.web.data_tab import bars_of
 from znatok.web.forms import by_recipe, command, component, default, specs, to_the_letter, typed, words
-from znatok.web.jobs import Jobs
+from znatok.web.jobs import BOOT, Jobs, life
 from znatok.web.page import build_page
 from znatok.web.report_tab import framed, report_of
 from znatok.web.run import build_app
@@ -144,6 +146,44 @@ def test_one_of_a_kind_at_a_time_and_stopped_like_ctrl_c(jobs, monkeypatch):
     wait_until(lambda: not jobs.get("train").running)
     jobs.stop("train")  # ended already: nothing happens
     jobs.stop("never")
+
+
+@pytest.fixture
+def sleeping(jobs):
+    """A process that a job may be: the newest training, as its file remembers it."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        began = psutil.Process(process.pid).create_time()
+        stored = {"kind": "train", "words": ["train"], "log": "train.log", "pid": process.pid, "started": began}
+        yield stored | {"life": life(process.pid)}
+        process.kill()
+
+
+def remembered(jobs, tmp_path, stored):
+    """Return the job that a file stands for."""
+    write_json(tmp_path / "runs" / ".web" / "train.json", stored)
+    return jobs.get("train")
+
+
+@pytest.mark.skipif(not BOOT.is_file(), reason="a clock that steps moves what psutil says on Linux only")
+def test_a_clock_that_steps_ends_no_job(jobs, sleeping, tmp_path):
+    """A running training was «not at work» after ``date -s``, could not be stopped, and another one was let in."""
+    assert remembered(jobs, tmp_path, sleeping | {"started": sleeping["started"] - 3600}).running
+    another_boot = "0" + sleeping["life"][1:] if sleeping["life"][0] != "0" else "1" + sleeping["life"][1:]
+    for other in (another_boot, sleeping["life"] + "0"):
+        assert not remembered(jobs, tmp_path, sleeping | {"life": other}).running
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"kind": "train", "words": 5}'])
+def test_a_damaged_memory_of_a_job_is_none(jobs, tmp_path, text):
+    """What was JSON and no job was a traceback at every look at the page."""
+    write_text(tmp_path / "runs" / ".web" / "train.json", text)
+    assert jobs.get("train") is None
+
+
+def test_a_job_an_earlier_version_started_is_known_by_its_time(jobs, sleeping, tmp_path):
+    del sleeping["life"]
+    assert remembered(jobs, tmp_path, sleeping | {"started": sleeping["started"] + 0.02}).running
+    assert not remembered(jobs, tmp_path, sleeping | {"started": sleeping["started"] - 60}).running
 
 
 # Files and runs

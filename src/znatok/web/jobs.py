@@ -1,5 +1,6 @@
 """Verbs of znatok at work in processes of their own: they outlive a page and the server, and what they say is kept."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,6 +18,8 @@ from znatok.errors import SystemFault
 from znatok.files import write_json
 
 LINES = 200  # of a log that a page shows
+APART = 1.0  # seconds between the starts of two processes of one number, at least
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Job:
         words: what stands after ``znatok`` on its command line.
         log: what it says.
         pid: of its process.
-        started: when that process began, Unix time; another process may get its number later.
+        started: when that process began, Unix time by the clock of that day.
+        life: tells it from a later process of its number, whatever was done to the clock; empty where the system, or
+            the version that wrote it, has nothing better than ``started``.
     """
 
     kind: str
@@ -36,6 +41,7 @@ class Job:
     log: Path
     pid: int
     started: float
+    life: str = ""
 
     @property
     def command(self) -> str:
@@ -47,7 +53,8 @@ class Job:
         """Tell whether it is at work."""
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+            same = life(self.pid) == self.life if self.life else abs(process.create_time() - self.started) < APART
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -61,6 +68,14 @@ class Job:
         """Ask it to stop, as Ctrl-C does: training saves a checkpoint first."""
         if self.running:
             os.kill(self.pid, signal.SIGINT)
+
+
+def life(pid: int) -> str:
+    """Return boot and ticks at which a process began, on Linux; psutil's time of it moves with the clock there."""
+    with contextlib.suppress(OSError):
+        behind_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        return f"{BOOT.read_text(encoding='ascii').strip()} {behind_name.split()[19]}"  # man proc_pid_stat: (22)
+    return ""
 
 
 class Jobs:
@@ -93,7 +108,7 @@ class Jobs:
                 env={**os.environ, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
             )
         self._children.append(child)
-        job = Job(kind, tuple(words), log, child.pid, psutil.Process(child.pid).create_time())
+        job = Job(kind, tuple(words), log, child.pid, psutil.Process(child.pid).create_time(), life(child.pid))
         write_json(self._folder / f"{kind}.json", asdict(job) | {"log": str(log)})
         return job
 
@@ -103,9 +118,10 @@ class Jobs:
             child.poll()  # or an ended one would stay a zombie
         try:
             stored: dict[str, Any] = json.loads((self._folder / f"{kind}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            words, log = tuple(stored["words"]), Path(stored["log"])
+            return Job(stored["kind"], words, log, stored["pid"], stored["started"], stored.get("life", ""))
+        except (OSError, ValueError, TypeError, LookupError):  # none yet, or damaged
             return None
-        return Job(stored["kind"], tuple(stored["words"]), Path(stored["log"]), stored["pid"], stored["started"])
 
     def stop(self, kind: str) -> None:
         """Ask a job to stop, if there is one."""
