@@ -16,10 +16,12 @@ BIN := .venv/bin
 setup: .venv/.done
 
 # Everything but torch is taken by its hash. torch is taken by its version: which wheel is right depends on the machine.
+TORCH := torch==2.13.0
+
 .venv/.done: pyproject.toml locks/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement locks/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
@@ -59,7 +61,8 @@ lock:
 	$(LOCK) --extra dev --constraint locks/run.txt --output-file locks/dev.txt
 
 sbom: setup
-	$(BIN)/cyclonedx-py requirements locks/run.txt --pyproject pyproject.toml --output-reproducible --output-file sbom.json
+	printf '$(TORCH)\n' | cat locks/run.txt - | \
+		$(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml --output-reproducible --output-file sbom.json
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[dev,llamacpp,quant,search,judge,web,bench]'

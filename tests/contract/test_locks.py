@@ -54,3 +54,17 @@ def test_nothing_is_pinned_twice_over_and_what_runs_is_what_was_tested():
     assert not [name for name in dev if name.startswith(("nvidia", "cuda"))], (
         "what torch needs on CUDA is torch's business"
     )
+
+
+def test_torch_is_the_same_everywhere_and_on_the_bill_of_materials():
+    """It is in no lock, so it was on no bill and looked through for no holes."""
+    texts = {
+        name: (tiny.REPO / name).read_text(encoding="utf-8")
+        for name in ("locks/uv.toml", "Makefile", "Dockerfile", "SECURITY.md", "README.md", "README.ru.md")
+    }
+    found = {name: set(re.findall(r"torch==([0-9.]+)", text)) for name, text in texts.items()}
+    assert set(map(frozenset, found.values())) == {frozenset(found["locks/uv.toml"])}, found
+    assert len(found["locks/uv.toml"]) == 1
+    (bill,) = re.findall(r"^sbom:.*\n((?:\t.*\n)+)", texts["Makefile"], re.MULTILINE)
+    assert "$(TORCH)" in bill
+    assert re.search(r"torch==.*pip-audit", texts["SECURITY.md"])
