@@ -60,6 +60,7 @@ def flip_a_bit(path):
         (lambda saved: (saved / "weights.bin").unlink(), "weights.bin is missing"),
         (lambda saved: (saved / SEAL).write_text('{"step": 2, "sha'), f"{SEAL}: "),
         (lambda saved: (saved / SEAL).write_text("{}"), f"{SEAL}: 'sha256'"),
+        (lambda saved: (saved / SEAL).write_text('{"sha256": []}'), f"{SEAL}: "),
         (lambda saved: (saved / SEAL).write_bytes(b"\xff\xfe"), f"{SEAL}: "),
     ],
     ids=[
@@ -69,6 +70,7 @@ def flip_a_bit(path):
         "missing",
         "seal cut",
         "seal empty",
+        "sums no table",
         "seal not text",
     ],
 )

@@ -56,10 +56,10 @@ def step_of(checkpoint: Path) -> int:
 def damage(checkpoint: Path) -> str:
     """Return what is wrong with a checkpoint, or an empty string."""
     try:
-        expected = read_json(checkpoint / SEAL)["sha256"]
-    except (OSError, ValueError, KeyError) as error:  # unreadable, not UTF-8, not JSON, no hashes
+        expected = read_json(checkpoint / SEAL)["sha256"].items()
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # unreadable, not UTF-8, not JSON, no hashes
         return f"{SEAL}: {error}"
-    for name, digest in expected.items():
+    for name, digest in expected:
         file = checkpoint / name
         if not file.is_file():
             return _("{name} is missing", name=name)
