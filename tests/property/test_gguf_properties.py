@@ -1,6 +1,7 @@
-"""Whatever happens to a GGUF file, reading it ends in a model or in a ModelError, quickly."""
+"""Whatever happens to a GGUF file, reading it ends in a model or in a ModelError, quickly; a whole one reads back."""
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from znatok.errors import ModelError
 from znatok.model import gguf
 from znatok.model.gguf_header import read_header
 from znatok.model.gguf_names import ARCHITECTURES, tensor_names
+from znatok.model.gguf_writer import gguf_writer, loud
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -59,6 +61,46 @@ def test_any_eight_bytes_in_the_header_give_a_model_or_a_model_error(blob, data)
     at = data.draw(st.integers(4, start - 8))
     path.write_bytes(good[:at] + data.draw(st.binary(min_size=8, max_size=8)) + good[at + 8 :])
     load(path)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+NAMES = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=20)
+VALUES = st.one_of(
+    TEXTS.filter(bool).map(lambda text: ("add_string", text)),  # its writer leaves out an empty one
+    st.booleans().map(lambda flag: ("add_bool", flag)),
+    st.integers(0, 2**64 - 1).map(lambda number: ("add_uint64", number)),
+    st.integers(-(2**31), 2**31 - 1).map(lambda number: ("add_int32", number)),
+    st.floats(allow_nan=False).map(lambda number: ("add_float64", number)),
+    st.lists(TEXTS, min_size=1, max_size=5).map(lambda texts: ("add_array", texts)),
+    st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5).map(lambda numbers: ("add_array", numbers)),
+)
+SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
+
+
+@hypothesis.given(
+    metadata=st.dictionaries(NAMES, VALUES, max_size=6), shapes=st.dictionaries(NAMES, SHAPES, max_size=4)
+)
+def test_what_is_written_is_what_is_read(tmp_path_factory, metadata, shapes):
+    path = tmp_path_factory.getbasetemp() / "round.gguf"
+    tensors = {
+        name: np.random.default_rng(seed).standard_normal(shape, np.float32)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    with gguf_writer(path, "qwen2") as writer:
+        for key, (method, value) in metadata.items():
+            getattr(writer, method)(key, value)
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, loud(tensor))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    header = read_header(path)
+    found = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in header.metadata.items()}
+    assert found == {"general.architecture": "qwen2"} | {key: value for key, (_method, value) in metadata.items()}
+    assert {name: tensor.shape for name, tensor in header.tensors.items()} == shapes
+    content = path.read_bytes()
+    for name, tensor in header.tensors.items():
+        assert content[tensor.start : tensor.start + tensor.nbytes] == tensors[name].tobytes()
 
 
 @hypothesis.given(st.binary(max_size=400))
