@@ -64,7 +64,7 @@ def test_any_of_holds_groups_of_synonyms(tmp_path):
         ),
         ({**OPEN, "claims": [{"kind": "any_of", "terms": ["a||b"]}]}, "'a||b' has an empty alternative"),
         ({**OPEN, "claims": [{"kind": "any_of", "terms": ["a"], "from": 1}]}, 'unknown key "from"'),
-        ({**OPEN, "claims": [{"kind": "term", "any": ["a"], "hint": 2}]}, 'unknown key "wieght"'),
+        ({**OPEN, "claims": [{"kind": "term", "any": ["a"], "hint": 2}]}, 'unknown key "hint"'),
         ({**OPEN, "claims": [{**NUMBER, "tol": -5}]}, '"tol" is number -5; expected 0 or more'),
         ({**OPEN, "claims": [{**NUMBER, "hi": 10**400}]}, '"hi" is number 1'),
         ({**OPEN, "expects": "silence"}, '"expects"'),
