@@ -133,6 +133,14 @@ def test_a_verb_is_found_again_by_another_server(jobs, tmp_path):
     assert jobs.get("train") is None
 
 
+def test_a_verb_runs_no_module_that_lies_among_the_data(jobs, tmp_path):
+    """Python looks for modules where it is started: a folder of data could bring a znatok of its own."""
+    (tmp_path / "znatok.py").write_text("print('stolen')\n", encoding="utf-8")
+    jobs.start("model", ["model", "list"])
+    wait_until(lambda: not jobs.get("model").running, 60)
+    assert "qwen2.5-coder-0.5b-instruct" in jobs.get("model").said()
+
+
 def test_one_of_a_kind_at_a_time_and_stopped_like_ctrl_c(jobs, monkeypatch):
     real = subprocess.Popen
     monkeypatch.setattr(

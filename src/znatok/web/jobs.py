@@ -99,7 +99,7 @@ class Jobs:
         log = self._folder / f"{kind}.log"
         with log.open("wb") as file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "znatok", *words],
+                [sys.executable, "-P", "-m", "znatok", *words],  # -P: no module lies among the data
                 cwd=self._work,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
