@@ -42,9 +42,9 @@ from znatok.web.jobs import BOOT, Jobs, life
 from znatok.web.page import build_page
 from znatok.web.report_tab import framed, report_of
 from znatok.web.run import build_app
-from znatok.web.studio import Studio, told
+from znatok.web.studio import UPLOADS, Studio, told
 from znatok.web.talk import FRAME, Question, Talk
-from znatok.web.train_tab import FIELDS
+from znatok.web.train_tab import FIELDS, TrainTab
 
 QUICK = SampleOptions(temperature=0.0, max_new_tokens=8)
 
@@ -211,8 +211,41 @@ def test_files_are_those_of_the_folder(studio, tmp_path):
     assert studio.texts() == ["a.jsonl", "data/b.jsonl", "notes.md"]
     assert studio.file("data/b.jsonl") == (tmp_path / "data/b.jsonl").resolve()
     for name in ("../a.jsonl", "/etc/passwd", "", None, "data", "nowhere"):
-        with pytest.raises(UsageError, match="no file is chosen"):
+        with pytest.raises(UsageError, match="no file of this folder" if name else "no file is chosen"):
             studio.file(name)
+
+
+OUTSIDE = {
+    "data_path": ["/etc/passwd", "../x.jsonl", "data", "nowhere.jsonl"],
+    "val_path": ["/etc/passwd"],
+    "output_dir": ["/elsewhere/x", "../runs/x", "runs", "runs/../x", "runs/.web", "runs/.web/x", "data/x"],
+}
+
+
+@pytest.mark.parametrize(("name", "path"), [(name, path) for name, paths in OUTSIDE.items() for path in paths])
+def test_training_reads_and_writes_nothing_outside_the_folder(studio, monkeypatch, name, path):
+    """The plan said how /etc/passwd begins, and a run was written wherever its name led."""
+    begun = []
+    monkeypatch.setattr(studio.jobs, "start", lambda *what: begun.append(what))
+    with gr.Blocks():
+        tab = TrainTab(studio, gr.Dropdown())
+    stated = {"data_path": "a.jsonl", "output_dir": "runs/mine"}
+    for handler in (tab.planned, tab.begun, tab.gone_on):
+        handler("seed", *filled_in(**stated))
+        with pytest.raises(UsageError, match=r"no (file of this folder|place under runs)"):
+            handler("seed", *filled_in(**{**stated, name: path}))
+    assert len(begun) == 3
+
+
+def filled_in(**stated):
+    """Return the values of the form for training."""
+    return [stated.get(spec.name, default(spec, "seed")) for spec in FIELDS]
+
+
+def test_what_a_box_holds_is_no_flag():
+    """A word sent for a box that is ticked or not stood behind its flag, which needs none: as a flag of its own."""
+    (spec,) = (spec for spec in FIELDS if spec.name == "skip_bad")
+    assert words([spec], ["--output_dir=/elsewhere"], "seed") == ["--skip_bad", "true"]
 
 
 def test_an_upload_is_kept_under_a_plain_name_and_replaces_nothing(studio, tmp_path):
@@ -493,7 +526,7 @@ def called(url, handler, inputs, session):
     return urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash={session}")  # noqa: S310  # our own
 
 
-CHAT = ["Что?", [], None, "mine", "tuned", "", 2.0, 1.0, 400, 1]
+CHAT = ["Что?", [], "mine", "tuned", "", 2.0, 1.0, 400, 1]
 COMPARE = ["mine", "Что?", False, 1, 2.0, 400]
 
 
@@ -525,10 +558,10 @@ def test_a_file_elsewhere_is_not_read_because_its_name_is_typed(server, tmp_path
     studio, url = server
     path = tmp_path / "secret.md"
     path.write_text("Пароль: 12345.\n", encoding="utf-8")
-    with called(url, "answered", [*CHAT[:5], str(path), *CHAT[6:]], session="elsewhere") as stream:
+    with called(url, "answered", [*CHAT[:4], str(path), *CHAT[5:]], session="elsewhere") as stream:
         last = next(line for line in stream if b"process_completed" in line)
-    assert "no file is chosen" in json.loads(last.removeprefix(b"data: "))["output"]["error"]
-    with gr.Blocks(), pytest.raises(UsageError, match="no file is chosen"):
+    assert "no file of this folder" in json.loads(last.removeprefix(b"data: "))["output"]["error"]
+    with gr.Blocks(), pytest.raises(UsageError, match="no file of this folder"):
         CompareTab(studio).begun("mine", str(path), str(path))
 
 

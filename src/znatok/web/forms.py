@@ -66,6 +66,8 @@ def typed(spec: Spec, value: Any) -> Any:
     """Return a value of an input as the option has it; browsers send whole numbers as they like."""
     if value is None:
         return spec.default
+    if spec.type is bool:
+        return bool(value)  # a word here would stand behind a flag that needs none, and be a flag of its own
     if spec.type is int:
         return int(value)
     if spec.type is float:

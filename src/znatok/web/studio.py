@@ -78,10 +78,19 @@ class Studio:
         Raises:
             UsageError: none was chosen, or it lies elsewhere.
         """
-        path = (self.folder / name).resolve() if name else self.folder
-        if not path.is_file() or not path.is_relative_to(self.folder.resolve()):
+        if not name:
             raise UsageError("no file is chosen")
+        path = (self.folder / name).resolve()
+        if not path.is_file() or not path.is_relative_to(self.folder.resolve()):
+            raise UsageError("{path}: no file of this folder; put it there, or bring it on the first tab", path=name)
         return path
+
+    def check_place(self, name: str) -> None:
+        """Refuse a directory for a run with UsageError, if it lies anywhere but under ``runs``."""
+        path, runs = (self.folder / name).resolve(), (self.folder / "runs").resolve()
+        inside = path.relative_to(runs).parts if path.is_relative_to(runs) else ()
+        if not inside or inside[0].startswith("."):  # .web is the page's own
+            raise UsageError("--output_dir {path}: no place under runs; name the run, for example runs/mine", path=name)
 
     def take_upload(self, path: str) -> str:
         """Keep an uploaded file; return its name. One of the same name is not overwritten."""

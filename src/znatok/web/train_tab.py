@@ -89,21 +89,30 @@ class TrainTab:
 
     def planned(self, recipe: str, *values: Any) -> Look:
         """Count and estimate the run."""
-        self._studio.jobs.start("plan", ["train", *_flags(recipe, values), "--dry_run"])
+        self._studio.jobs.start("plan", ["train", *self._own(recipe, values), "--dry_run"])
         return self.look()
 
     def begun(self, recipe: str, *values: Any) -> Look:
         """Start the run; UsageError where it has no name."""
-        flags = _flags(recipe, values)
+        flags = self._own(recipe, values)
         _place(flags)
         self._studio.jobs.start("train", ["train", *flags])
         return self.look()
 
     def gone_on(self, recipe: str, *values: Any) -> Look:
         """Go on with the run of this name; its own options hold."""
-        where = _place(_flags(recipe, values))
+        where = _place(self._own(recipe, values))
         self._studio.jobs.start("train", ["train", "--resume", "--output_dir", where])
         return self.look()
+
+    def _own(self, recipe: str, values: Sequence[Any]) -> list[str]:
+        """Return the flags of the form; UsageError where they name data or a run that is not of the page's folder."""
+        flags = _flags(recipe, values)
+        checks = {"data_path": self._studio.file, "val_path": self._studio.file, "output_dir": self._studio.check_place}
+        for name, check in checks.items():
+            if (stated := _stated(flags, name)) is not None:
+                check(stated)
+        return flags
 
     def stopped(self) -> Look:
         """Stop the run; it saves a checkpoint first."""
@@ -156,9 +165,14 @@ def _place(flags: Sequence[str]) -> str:
     Raises:
         UsageError: none is stated.
     """
-    if "--output_dir" not in flags:
+    if (place := _stated(flags, "output_dir")) is None:
         raise UsageError("--output_dir: name the run, for example runs/mine")
-    return flags[flags.index("--output_dir") + 1]
+    return place
+
+
+def _stated(flags: Sequence[str], name: str) -> str | None:
+    """Return what stands behind a flag, if it is there."""
+    return flags[flags.index(f"--{name}") + 1] if f"--{name}" in flags else None
 
 
 def _frame(rows: list[tuple[int, float, str]]) -> pd.DataFrame:
