@@ -132,7 +132,7 @@ def browser():
 def page(browser, web):
     """A page whose every request is watched: none may leave this machine, try to, or be made by what is only shown."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US")
-    abroad, refused = [], []
+    abroad, refused, missing = [], [], []
     context.on(
         "request",
         lambda request: None if is_our_own(request.url, web) else abroad.append(request.url),
@@ -140,9 +140,11 @@ def page(browser, web):
     context.on(
         "console", lambda message: refused.append(message.text) if "Content Security Policy" in message.text else None
     )
+    context.on("response", lambda answer: missing.append(answer.url) if answer.status in {403, 404, 405} else None)
     page = opened(context, web)
     yield page
     assert abroad == []
+    assert missing == []
     assert refused == []
     assert {one.title() for one in context.pages} == {"znatok"}
     context.close()

@@ -1,6 +1,7 @@
 """Start the server of the page, say where it is, stop it."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ def build_app(folder: Path, key: str | None, hosts: Any) -> tuple[Any, Any]:
 
     from znatok.serve.guard import Guard
     from znatok.web.page import CSS, build_page
-    from znatok.web.policy import Policy
+    from znatok.web.policy import Policy, Routes
     from znatok.web.studio import Studio
 
+    # Gradio keeps uploads and pictures there and serves all of it; its own folder is one that any user can make first
+    files = Path(tempfile.mkdtemp(prefix="znatok-")).resolve()  # stays: a verb at work may not have read its file yet
+    os.environ["GRADIO_TEMP_DIR"] = str(files)
     studio = Studio(folder)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = build_page(studio)
@@ -43,9 +47,9 @@ def build_app(folder: Path, key: str | None, hosts: Any) -> tuple[Any, Any]:
         max_file_size=UPLOAD,
         ssr_mode=False,
         show_error=True,
-        allowed_paths=[str(folder / "runs")],
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    app.add_middleware(Routes, files=files)
     app.add_middleware(Guard, hosts=hosts, key=None, largest=UPLOAD)
     app.add_middleware(Policy)
     return app, studio
