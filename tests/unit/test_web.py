@@ -16,6 +16,7 @@ import urllib.request
 from html.parser import HTMLParser
 
 import gradio as gr
+import PIL.Image
 import psutil
 import pytest
 import uvicorn
@@ -563,6 +564,46 @@ def test_a_file_elsewhere_is_not_read_because_its_name_is_typed(server, tmp_path
     assert "no file of this folder" in json.loads(last.removeprefix(b"data: "))["output"]["error"]
     with gr.Blocks(), pytest.raises(UsageError, match="no file of this folder"):
         CompareTab(studio).begun("mine", str(path), str(path))
+
+
+@pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")  # as above
+@pytest.mark.parametrize("path", ["{folder}/secret.jsonl", "https://elsewhere.invalid/x.jsonl"])
+@pytest.mark.parametrize("handler", ["uploaded", "answered", "typed", "begun_1"])
+def test_a_file_that_was_not_uploaded_is_none(server, tmp_path, monkeypatch, handler, path):
+    """A request could call any file or address an uploaded one: it was copied, or fetched, and told."""
+    (tmp_path / "secret.jsonl").write_text('{"prompt": "Пароль?", "response": "12345"}', encoding="utf-8")
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_get", lambda *_: pytest.fail("fetched"))
+    studio, url = server
+    sent = {"path": path.format(folder=tmp_path), "meta": {"_type": "gradio.FileData"}}
+    turns = [{"role": "user", "content": {"nested": [sent]}}]
+    inputs = {
+        "uploaded": [sent],
+        "answered": [CHAT[0], turns, *CHAT[2:]],
+        "typed": ["seed", sent, *([None] * (len(FIELDS) - 1))],
+        "begun_1": ["mine", sent, None],
+    }
+    with called(url, handler, inputs[handler], session=f"sent-{handler}-{path[:5]}") as stream:
+        last = next(line for line in stream if b"process_completed" in line)
+    assert json.loads(last.removeprefix(b"data: "))["output"]["error"] == "no file is chosen"
+    assert not (studio.folder / UPLOADS).exists()
+
+
+@pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")  # as above
+def test_pictures_of_a_run_are_shown_though_no_file_of_it_is_served(server):
+    studio, url = server
+    images = studio.folder / "runs" / "mine" / "images"
+    images.mkdir()
+    PIL.Image.new("RGB", (2, 2)).save(images / "comparison.png")
+    ended = {"kind": "compare", "words": ["compare", "runs/mine"], "log": "", "pid": os.getpid(), "started": 0.0}
+    (studio.folder / "runs" / ".web").mkdir(exist_ok=True)
+    (studio.folder / "runs" / ".web" / "compare.json").write_text(json.dumps(ended), encoding="utf-8")
+    with called(url, "look_1", [], session="pictures") as stream:
+        last = next(line for line in stream if b"process_completed" in line)
+    ((picture,),) = [json.loads(last.removeprefix(b"data: "))["output"]["data"][1]]
+    status, headers, body = raw(url, "GET", picture["image"]["url"].removeprefix(url))
+    assert (status, headers["content-type"]) == (200, "image/png")
+    assert body == (images / "comparison.png").read_bytes()
+    assert raw(url, "GET", f"/gradio_api/file={images / 'comparison.png'}")[0] == 404
 
 
 def test_the_browser_is_told_to_run_the_pages_own_scripts_only(server):
