@@ -158,7 +158,12 @@ def _row(line: bytes, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line in a single write, so that readers never see half a row."""
+    """Append one line in a single write, so that readers never see half a row.
+
+    Raises:
+        OSError: the file can't be written; a link is not followed, for a run may come from somebody else.
+    """
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("a", encoding="utf-8", newline="\n") as file:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="\n") as file:
         file.write(line)

@@ -33,3 +33,13 @@ def test_a_vote_says_all_of_what_was_voted_on(tmp_path):
 def test_a_vote_that_can_not_be_written_is_a_system_fault(tmp_path):
     with pytest.raises(SystemFault, match="can't be written"):
         add_vote(tmp_path, SHOWN, "left")
+
+
+def test_a_vote_goes_into_no_file_that_a_run_links_to(tmp_path):
+    """A run from somebody else with votes.jsonl -> ~/.bashrc had the answers written there."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine", encoding="utf-8")
+    (tmp_path / "votes.jsonl").symlink_to(elsewhere)
+    with pytest.raises(SystemFault, match="can't be written"):
+        add_vote(tmp_path / "votes.jsonl", SHOWN, "left")
+    assert elsewhere.read_text(encoding="utf-8") == "mine"
