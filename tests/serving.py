@@ -93,6 +93,39 @@ def running(service, hosts=LOOPBACK, key=None, patience=10.0, listener=None):
         service.roster.close()
 
 
+class Paced:
+    """Lets a service say its next tokens only when it is told to, and counts how often it did."""
+
+    def __init__(self, service, monkeypatch):
+        self.steps = self.begun = 0
+        self._leave = threading.Semaphore(0)
+        self._dispatcher = service.dispatcher
+        desk = type(service.dispatcher._desk)
+        step, take = desk.step, desk.take
+
+        def paced(desk):
+            if self._leave.acquire(timeout=0.005):  # without leave nothing is said, but who waits may still begin or go
+                self.steps += 1
+                step(desk)
+
+        def counted(desk, job):
+            self.begun += 1
+            take(desk, job)
+
+        monkeypatch.setattr(desk, "step", paced)
+        monkeypatch.setattr(desk, "take", counted)
+
+    def go(self, steps=10_000):
+        """Let that many steps be taken, or as many as any test needs."""
+        self._leave.release(steps)
+
+    def let_time_run_out(self):
+        """End the time of everyone who waits or is being answered."""
+        with self._dispatcher._changed:
+            for job in (*self._dispatcher._waiting, *self._dispatcher._desk.jobs):
+                job.deadline = 0.0
+
+
 def raw(url, method="POST", path="/v1/chat/completions", body=b"", **headers):
     """Send a request byte by byte as given; return status, headers and body."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)

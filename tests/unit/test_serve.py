@@ -14,7 +14,7 @@ import torch
 
 import serving
 import tiny
-from serving import SHORT, asked, open_service, raw, served, wait_until, write_run
+from serving import SHORT, Paced, asked, open_service, raw, served, wait_until, write_run
 from znatok.config import ModelOptions, SampleOptions
 from znatok.errors import DataError, ModelError, UsageError
 from znatok.expert import Voice, open_expert
@@ -620,23 +620,9 @@ def test_a_key_opens_everything_but_health(world):
 # Queue, time, absence
 
 
-class Slow:
-    """Makes a service's models take their time."""
-
-    def __init__(self, service, monkeypatch, seconds=0.05):
-        step = Together.step
-
-        def slowly(place):
-            time.sleep(seconds)
-            return step(place)
-
-        monkeypatch.setattr(Together, "step", slowly)
-        self.service = service
-
-
 def test_a_full_queue_says_when_to_come_again(world, monkeypatch):
     service = open_service(world[0], None, queue=2)
-    Slow(service, monkeypatch)
+    pace = Paced(service, monkeypatch)
     with served(service) as address, openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client:
         with ThreadPoolExecutor(20) as pool:
             running = []
@@ -653,19 +639,26 @@ def test_a_full_queue_says_when_to_come_again(world, monkeypatch):
             with pytest.raises(openai.RateLimitError) as caught:
                 ask(client, "base")
             assert int(caught.value.response.headers["retry-after"]) >= 1
+            pace.go()
             said = {text(one.result()) for one in [*running, *waiting]}
         assert len(said) == 1
 
 
 def test_an_answer_that_takes_too_long_is_given_up(world, monkeypatch):
-    service = open_service(world[0], None, timeout=1.5)  # a busy machine has said its first words by then
-    Slow(service, monkeypatch, 0.1)
-    with served(service) as address:
-        status, answer = asked(address, {"model": "base", "messages": QUESTION, "max_tokens": 100})
+    service = open_service(world[0], None)
+    pace = Paced(service, monkeypatch)
+    order = {"model": "base", "messages": QUESTION, "max_tokens": 100}
+    with served(service) as address, ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(asked, address, order)
+        stream = pool.submit(raw, address, body=json.dumps({**order, "stream": True}).encode())
+        wait_until(lambda: service.dispatcher.running == 2)
+        pace.go(20)
+        wait_until(lambda: pace.steps == 20)  # the stream's first words are said by now
+        pace.let_time_run_out()
+        status, answer = whole.result()
         assert (status, answer["error"]["type"]) == (504, "server_error")
         assert "took too long" in answer["error"]["message"]
-        stream = {"model": "base", "messages": QUESTION, "max_tokens": 100, "stream": True}
-        status, _headers, body = raw(address, body=json.dumps(stream).encode())
+        status, _headers, body = stream.result()
         assert status == 200
         assert "took too long" in body.decode().split("\n\n")[-2]
         assert "[DONE]" not in body.decode()
@@ -675,15 +668,16 @@ def test_an_answer_that_takes_too_long_is_given_up(world, monkeypatch):
 @pytest.mark.parametrize("stream", [False, True])
 def test_whoever_leaves_is_no_burden(world, monkeypatch, stream):
     service = open_service(world[0], None)
-    Slow(service, monkeypatch)
+    pace = Paced(service, monkeypatch)
     with served(service) as address:
         connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=20)
         body = {"model": "base", "messages": QUESTION, "max_tokens": 200, "stream": stream}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        wait_until(lambda: service.dispatcher.running == 1)
+        pace.go(20)
         if stream:
             answer = connection.getresponse()
             answer.read(10)
-        wait_until(lambda: service.dispatcher.running == 1)
         if stream:
             answer.close()  # it holds the socket open
         connection.close()
@@ -744,7 +738,7 @@ def test_a_model_that_fails_shows_in_the_health(world, monkeypatch):
 
 def test_a_server_that_stops_takes_nothing_more(world, monkeypatch):
     service = open_service(world[0], None, queue=20)
-    Slow(service, monkeypatch)
+    pace = Paced(service, monkeypatch)
     with served(service) as address, ThreadPoolExecutor(12) as pool:
         order = {"model": "base", "messages": QUESTION, "max_tokens": 30}
         asking = [pool.submit(asked, address, order) for _ in range(10)]
@@ -752,6 +746,7 @@ def test_a_server_that_stops_takes_nothing_more(world, monkeypatch):
         threading.Thread(target=service.dispatcher.close).start()
         wait_until(lambda: service.dispatcher.waiting == 0)
         assert asked(address, order)[0] == 503
+        pace.go()
         assert sorted(one.result()[0] for one in asking) == [200] * 8 + [503] * 2
 
 

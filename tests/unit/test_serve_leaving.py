@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 import llama_files
 import serving
-from serving import asked, events, open_service, raw, running, served, wait_until
+from serving import Paced, asked, events, open_service, raw, running, served, wait_until
 from znatok.errors import ModelError
 from znatok.serve.run import quiet_signals
 from znatok.serve.server import Server
@@ -39,31 +39,6 @@ def opened(bases, engine="torch", **options):
     """Return a service whose one model is called base."""
     dtype = "float32" if engine == "torch" else "auto"
     return open_service(bases[engine], None, engine=engine, dtype=dtype, **options)
-
-
-class Paced:
-    """Lets a service say its next tokens only when it is told to, and counts how often it did."""
-
-    def __init__(self, service, monkeypatch):
-        self.steps = self.begun = 0
-        self._leave = threading.Semaphore(0)
-        desk = type(service.dispatcher._desk)
-        step, take = desk.step, desk.take
-
-        def paced(desk):
-            assert self._leave.acquire(timeout=20)
-            self.steps += 1
-            step(desk)
-
-        def counted(desk, job):
-            self.begun += 1
-            take(desk, job)
-
-        monkeypatch.setattr(desk, "step", paced)
-        monkeypatch.setattr(desk, "take", counted)
-
-    def go(self, steps):
-        self._leave.release(steps)
 
 
 def slowed(service, monkeypatch, seconds=0.02):
@@ -128,13 +103,12 @@ def test_whoever_leaves_the_queue_is_never_begun(bases, monkeypatch):
     pace = Paced(service, monkeypatch)
     with served(service) as url:
         first = sent(url, n=8)
-        pace.go(8)
         wait_until(lambda: service.dispatcher.running == 8)
         second = sent(url, n=2)
         wait_until(lambda: service.dispatcher.waiting == 2)
         second.close()
         wait_until(lambda: is_counted(url, "cancelled"))
-        pace.go(1000)
+        pace.go()
         assert first.getresponse().status == 200
         assert (pace.begun, service.dispatcher.waiting) == (8, 0)
         first.close()
@@ -201,16 +175,14 @@ def test_more_answers_than_the_queue_holds_are_refused_for_good(bases):
 
 
 def test_whoever_waits_in_the_queue_too_long_is_told_so_and_never_begun(bases, monkeypatch):
-    service = opened(bases, timeout=1.5)
+    service = opened(bases)
     pace = Paced(service, monkeypatch)
     with served(service) as url:
         first = sent(url, n=8)
-        pace.go(8)
         wait_until(lambda: service.dispatcher.running == 8)
         second = sent(url)
         wait_until(lambda: service.dispatcher.waiting == 1)
-        time.sleep(1.6)
-        pace.go(1)
+        pace.let_time_run_out()
         for connection in (first, second):
             reply = connection.getresponse()
             assert (reply.status, json.loads(reply.read())["error"]["type"]) == (504, "server_error")
@@ -221,11 +193,15 @@ def test_whoever_waits_in_the_queue_too_long_is_told_so_and_never_begun(bases, m
 
 @llama_files.needs_llama
 def test_llama_cpps_time_runs_out_too(bases, monkeypatch):
-    service = opened(bases, "llamacpp", timeout=1.5)
-    slowed(service, monkeypatch, 0.1)
-    with served(service) as url:
-        assert asked(url, ORDER)[0] == 504
+    service = opened(bases, "llamacpp")
+    pace = Paced(service, monkeypatch)
+    with served(service) as url, contextlib.closing(sent(url)) as connection:
+        pace.go(3)
+        wait_until(lambda: pace.steps == 3)
+        pace.let_time_run_out()
+        assert connection.getresponse().status == 504
         wait_until(lambda: service.dispatcher.running == 0)
+        pace.go()
         assert asked(url, {**ORDER, "max_tokens": 1})[0] == 200
 
 
@@ -249,7 +225,7 @@ def test_what_comes_to_nothing_leaves_no_thread_and_no_connection(bases, monkeyp
             sent(url, stream=True).close()
         wait_until(lambda: service.dispatcher.running == service.dispatcher.waiting == 0)
         wait_until(lambda: not server.server_state.connections and not server.server_state.tasks)
-        assert threading.active_count() == before
+        wait_until(lambda: threading.active_count() <= before)
 
 
 # Servers that stop
@@ -258,11 +234,14 @@ def test_what_comes_to_nothing_leaves_no_thread_and_no_connection(bases, monkeyp
 @pytest.mark.parametrize("twice", [False, True], ids=["patience ends", "a second signal"])
 def test_a_server_that_stops_tells_those_it_gives_up(bases, monkeypatch, capfd, twice):
     service = opened(bases)
-    slowed(service, monkeypatch, 0.05)
+    pace = Paced(service, monkeypatch)
+    monkeypatch.setattr("znatok.serve.server.FAREWELL", 20.0)
     with running(service, patience=3600.0 if twice else 0.2) as (server, url), ThreadPoolExecutor(2) as pool:
         whole = pool.submit(raw, url, body=json.dumps({**ORDER, "n": 7}).encode())
         wait_until(lambda: service.dispatcher.running == 7)
         connection = sent(url, stream=True)
+        wait_until(lambda: service.dispatcher.running == 8)
+        pace.go(20)
         stream = connection.getresponse()  # its first words are said: it can't be refused by a status any more
         waiting = pool.submit(raw, url, body=json.dumps({**ORDER, "n": 2}).encode())
         wait_until(lambda: service.dispatcher.waiting > 0)
@@ -272,7 +251,7 @@ def test_a_server_that_stops_tells_those_it_gives_up(bases, monkeypatch, capfd, 
         refused = [reply.result(20) for reply in (whole, waiting)]
         heard = events(stream.read())
         connection.close()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         with pytest.raises(ConnectionError):
             raw(url, "GET", "/health")
     for status, _headers, body in refused:
