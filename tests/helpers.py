@@ -81,7 +81,7 @@ def environment(**changes):
     return {**os.environ, **fixed, **changes}
 
 
-def script(name, *words, cwd, stdin="", **changes):
+def script(name, *words, cwd, stdin="", timeout=300, **changes):
     """Run a root script, or ``znatok`` where ``name`` is that, to its end; return the completed process."""
     return subprocess.run(
         command(name, *words),
@@ -91,16 +91,44 @@ def script(name, *words, cwd, stdin="", **changes):
         text=True,
         encoding="utf-8",
         env=environment(**changes),
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
 
-def started(name, *words, cwd):
+def started(name, *words, cwd, **changes):
     """Start a root script and return the running process, its stderr in a pipe."""
-    return subprocess.Popen(
-        command(name, *words), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    pipe, env = subprocess.PIPE, environment(**changes)
+    return subprocess.Popen(command(name, *words), cwd=cwd, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+HOLD = """
+import os, signal, sys
+
+def hold(event, args):
+    global rows
+    if event == "open" and args[1] == "a" and str(args[0]).endswith("metrics.jsonl"):
+        rows += 1
+        if rows == MOST + 1:
+            os.read(heard, 1)
+
+rows = 0
+heard, tell = os.pipe()
+os.set_blocking(tell, False)
+signal.set_wakeup_fd(tell)  # so that a signal that comes early is heard, too
+signal.signal(signal.SIGUSR1, lambda *_: None)
+sys.addaudithook(hold)
+"""
+
+
+def held(folder, rows):
+    """Return changes of an environment in which a training writes so many rows, then waits for a signal.
+
+    SIGUSR1 does nothing else. So a training is in the middle when a signal comes, however slow the sender is.
+    """
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(f"MOST = {rows}{HOLD}", encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
 
 
 def command(name, *words):

@@ -49,7 +49,7 @@ def wait_for_steps(run, count):
 
 
 @contextmanager
-def members(*given, cwd):
+def members(*given, cwd, **changes):
     """Start two processes as a launcher would, but one that leaves them alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def members(*given, cwd):
     for rank in (0, 1):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = helpers.environment(**{name: str(value) for name, value in own.items()})
+        environment = helpers.environment(**changes, **{name: str(value) for name, value in own.items()})
         started.append(
             subprocess.Popen(
                 helpers.command("znatok", *given), env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True

@@ -49,9 +49,9 @@ def save_tiny(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def save_endless(folder: Path) -> Path:
+def save_endless(folder: Path, **changes: Any) -> Path:
     """Write a tiny model that would, drawn greedily, rather say anything than stop; return its directory."""
-    model = tiny_model(initializer_range=0.3, max_position_embeddings=32768)
+    model = tiny_model(initializer_range=0.3, max_position_embeddings=32768, **changes)
     with torch.no_grad():
         model.get_input_embeddings().weight[[0, 2]] = 0
     model.save_pretrained(folder)

@@ -199,15 +199,15 @@ LONG = ["--dtype", "float32", "--num_train_epochs", "10", "--save_steps", "1000"
 
 @pytest.fixture
 def training(place, tmp_path):
-    """Return a function that starts a training of 30 steps and waits for some of its rows."""
+    """Return a function that starts a training of 30 steps and returns when the second one waits for a signal."""
     processes = []
 
-    def start(output, rows=1):
+    def start(output):
         command = [*seed_command("model", "data.jsonl", str(output)), *LONG]
-        process = helpers.started("train_model.py", *command, cwd=place)
+        process = helpers.started("train_model.py", *command, cwd=place, **helpers.held(tmp_path / "held", rows=1))
         processes.append(process)
         metrics = Path(output) / "metrics.jsonl"
-        helpers.wait_for(lambda: metrics.is_file() and len(read_jsonl(metrics)) >= rows, process)
+        helpers.wait_for(lambda: metrics.is_file() and read_jsonl(metrics), process)
         return process
 
     yield start

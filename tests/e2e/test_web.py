@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     tiny.save_tiny(folder / "base", **serving.SPREAD)
     save_parrot(folder / "parrot")
-    tiny.save_endless(folder / "endless")
+    tiny.save_endless(folder / "endless", num_hidden_layers=24)  # slow, so that a browser may be as well
     tiny.write_pairs(folder / "pairs.jsonl", [*tiny.PAIRS, ("Что это?", SCRIPT)])
     spoilt = [
         '{"prompt": "Что?", "response": "Да."}',
@@ -335,7 +335,7 @@ def ask(page, voice, run=None):
 
 
 def ready_for_a_long_answer(page, voice):
-    """Prepare a question in the chat whose answer takes a second or two."""
+    """Prepare a question in the chat whose answer takes many seconds; no test waits for its end."""
     page.bring_to_front()
     tab(page, "Chat")
     page.get_by_text("how answers are drawn").click()

@@ -21,10 +21,9 @@ QUESTIONS = ["What is PLA?", "Why does the first layer not stick?", "What is a n
 
 @contextlib.contextmanager
 def busy():
-    """Keep every core busy with something else."""
-    spinning = [
-        multiprocessing.get_context("spawn").Process(target=spin, daemon=True) for _ in range(os.cpu_count() or 2)
-    ]
+    """Keep every core that may be used busy with something else."""
+    spawn = multiprocessing.get_context("spawn")
+    spinning = [spawn.Process(target=spin, daemon=True) for _core in os.sched_getaffinity(0)]
     for process in spinning:
         process.start()
     try:
@@ -49,7 +48,7 @@ def train(folder, name, threads, dtype):
     done = helpers.script(
         "znatok", "train", "--model_name", MODEL, "--data_path", data, "--output_dir", folder / name, "--dtype", dtype,
         "--threads", threads, "--max_steps", 3, "--learning_rate", 2e-3, "--seed", 1,
-        cwd=folder, OMP_NUM_THREADS=str(threads),
+        cwd=folder, timeout=900, OMP_NUM_THREADS=str(threads),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / name
@@ -79,7 +78,8 @@ def answers(folder, questions, engine, threads, dtype="auto"):
     (folder / "questions.txt").write_text("".join(f"{question}\n" for question in questions), encoding="utf-8")
     done = helpers.script(
         "znatok", "chat", "--model_name", MODEL, "--engine", engine, "--dtype", dtype, "--system", "You help.",
-        "--questions", "questions.txt", "--max_new_tokens", 24, cwd=folder, OMP_NUM_THREADS=str(threads),
+        "--questions", "questions.txt", "--max_new_tokens", 24,
+        cwd=folder, timeout=900, OMP_NUM_THREADS=str(threads),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = done.stdout

@@ -17,9 +17,8 @@ def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(tiny_dir, tmp_pat
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert together(*words(tiny_dir, data, whole, **options), cwd=tmp_path).returncode == 0
     given = words(tiny_dir, data, cut, **options)
-    process = subprocess.Popen(
-        [*TORCHRUN, *given], cwd=tmp_path, env=helpers.environment(), stderr=subprocess.PIPE, text=True
-    )
+    env = helpers.environment(**helpers.held(tmp_path / "held", rows=4))
+    process = subprocess.Popen([*TORCHRUN, *given], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     wait_for_steps(cut, 4)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
@@ -42,9 +41,10 @@ def test_a_split_base_makes_the_same_adapter(tiny_dir, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     options = {"val_share": 0.4, "keep": "best", "num_train_epochs": 20}
     given = [*words(tiny_dir, data, two, per_device_train_batch_size=2, **options), "--shard_base", "true"]
-    with members(*given, cwd=tmp_path) as (first, second):
+    with members(*given, cwd=tmp_path, **helpers.held(tmp_path / "held", rows=4)) as (first, second):
         wait_for_steps(two, 4)
         second.kill()
+        first.send_signal(signal.SIGUSR1)
         _out, said = first.communicate(timeout=120)
     assert first.returncode == 5
     assert "pairs: 5 to train, 3 to validate" in said

@@ -186,9 +186,20 @@ def test_a_sum_of_good_parts_with_another_hash_never_gets_the_final_name(index, 
     assert leftovers(catalogue.find("tiny")) == []
 
 
-def test_of_two_downloads_at_once_the_second_waits(index):
-    said = []
-    threads = [threading.Thread(target=catalogue.get, args=("tiny",), kwargs={"say": said.append}) for _ in range(2)]
+def test_of_two_downloads_at_once_the_second_waits(index, monkeypatch):
+    said, waits, real = [], threading.Event(), download._pip_download
+
+    def say(line):
+        said.append(line)
+        if "waiting" in line:
+            waits.set()
+
+    def held(*arguments):
+        assert waits.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(download, "_pip_download", held)
+    threads = [threading.Thread(target=catalogue.get, args=("tiny",), kwargs={"say": say}) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -100,7 +100,7 @@ def test_a_header_without_end_is_not_read_to_it(door):
     with dialled(url) as endless, pytest.raises(ConnectionError):
         endless.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + b"x" * (64 << 20))
     assert raw(url, "GET", "/health")[0] == 200
-    wait_until(lambda: not server.server_state.connections, 5)
+    wait_until(lambda: not server.server_state.connections)
 
 
 # Names and origins
@@ -218,4 +218,4 @@ def test_a_connection_that_is_gone_is_forgotten(door):
         with dialled(url) as brief:
             brief.sendall(b"GET /hea")
         assert asked(url, {**ORDER, "model": "none"})[0] == 404
-    wait_until(lambda: not server.server_state.connections and not server.server_state.tasks, 5)
+    wait_until(lambda: not server.server_state.connections and not server.server_state.tasks)

@@ -349,6 +349,13 @@ def test_a_blind_order_is_drawn_and_hides_names(world):
 
 
 @pytest.fixture
+def slow(monkeypatch):
+    """Let every step of an answer take 50 ms: what is given up in the middle has to be in the middle."""
+    step = Together.step
+    monkeypatch.setattr(Together, "step", lambda together: time.sleep(0.05) or step(together))
+
+
+@pytest.fixture
 def talk():
     talk = Talk()
     yield talk
@@ -414,6 +421,7 @@ def test_another_tab_waits_for_its_model_and_takes_none_away(world, talk):
         assert answered(talk, model, Question("Что?", long, 1)).text == first.text
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_page_that_closes_keeps_nobody_waiting(world):
     """Answers are given up, and who waits for a model loads none: else the process stays until the last has ended."""
     talk, base, outcome = Talk(), str(world[0] / "base"), {}
@@ -428,11 +436,11 @@ def test_a_page_that_closes_keeps_nobody_waiting(world):
 
     tabs = [threading.Thread(target=tab, args=args) for args in (("speaks", None), ("waits", world[1] / "mine"))]
     tabs[0].start()
-    wait_until(lambda: talk._dispatcher is not None and talk._dispatcher.running, 10)
+    wait_until(lambda: talk._dispatcher is not None and talk._dispatcher.running)
     tabs[1].start()
     talk.close()
     for one in tabs:
-        one.join(5)
+        one.join(15)  # the answer would take 20
     assert outcome == {"speaks": "given up", "waits": "given up"}
     assert talk._roster is None
 
@@ -448,12 +456,13 @@ def test_a_run_that_was_trained_on_is_read_anew(world, talk, tmp_path):
         assert answered(talk, models[-1], asked).text != before
 
 
+@pytest.mark.usefixtures("slow")
 def test_an_answer_given_up_is_no_burden(world, talk):
     with talk.opened(str(world[0] / "base"), None) as (model,):
         stream = talk.stream([model, model], Question("Что?", SampleOptions(temperature=1.0, max_new_tokens=400), 1))
         next(stream)
         stream.close()
-        wait_until(lambda: talk._dispatcher.running == 0, 2)
+        wait_until(lambda: talk._dispatcher.running == 0, 15)  # 400 steps would take 20
         assert answered(talk, model, Question("Что?", QUICK, 1)).ended
 
 
@@ -524,7 +533,8 @@ def called(url, handler, inputs, session):
     number = next(function["id"] for function in functions if function["api_name"] == handler)
     asked = {"data": inputs, "fn_index": number, "session_hash": session}
     assert raw(url, path="/gradio_api/queue/join", body=json.dumps(asked).encode())[0] == 200
-    return urllib.request.urlopen(f"{url}/gradio_api/queue/data?session_hash={session}")  # noqa: S310  # our own
+    address = f"{url}/gradio_api/queue/data?session_hash={session}"
+    return urllib.request.urlopen(address, timeout=60)  # noqa: S310  # our own
 
 
 CHAT = ["Что?", [], "mine", "tuned", "", 2.0, 1.0, 400, 1]
@@ -534,23 +544,16 @@ COMPARE = ["mine", "Что?", False, 1, 2.0, 400]
 # Gradio 6.31 counts what it did with an option that pandas 3 has dropped; goes when Gradio asks for it no more
 @pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")
 @pytest.mark.parametrize(("handler", "inputs"), [("answered", CHAT), ("both", COMPARE)])
-def test_what_a_closed_page_asked_for_is_given_up(server, monkeypatch, handler, inputs):
+@pytest.mark.usefixtures("slow")
+def test_what_a_closed_page_asked_for_is_given_up(server, handler, inputs):
     """The comparison went on to its end, and the whole server stood still until then."""
-    real = Together.step
-
-    def slow(together):
-        time.sleep(0.02)
-        return real(together)
-
-    monkeypatch.setattr(Together, "step", slow)
     studio, url = server
     with called(url, handler, inputs, session=handler) as stream:
-        while b"process_generating" not in stream.readline():
-            pass
+        assert any(b"process_generating" in line for line in stream)
         wait_until(lambda: studio.talk._dispatcher is not None and studio.talk._dispatcher.running)
-    wait_until(lambda: studio.talk._dispatcher.running == 0, 3)  # 400 steps would take 8
+    wait_until(lambda: studio.talk._dispatcher.running == 0, 15)  # 400 steps would take 20
     assert raw(url, "GET", "/config")[0] == 200
-    assert studio.talk._users == 0
+    wait_until(lambda: studio.talk._users == 0)
 
 
 @pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")  # as above

@@ -169,12 +169,14 @@ def test_an_open_page_does_not_keep_the_server_from_stopping(tmp_path, monkeypat
         while not (url := re.search(r"http://127.0.0.1:(\d+) in", "".join(said))):
             time.sleep(0.01)
             said.append(capfd.readouterr().err)
-        pages.append(socket.create_connection(("127.0.0.1", int(url[1])), timeout=20))
-        pages[0].sendall(b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert pages[0].recv(100).startswith(b"HTTP/1.1 200 OK")
-        signal.raise_signal(signal.SIGINT)
+        try:
+            pages.append(socket.create_connection(("127.0.0.1", int(url[1])), timeout=20))
+            pages[0].sendall(b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert pages[0].recv(100).startswith(b"HTTP/1.1 200 OK")
+        finally:
+            signal.raise_signal(signal.SIGINT)
 
-    page = threading.Thread(target=open_page)
+    page = threading.Thread(target=open_page, daemon=True)  # where the page does not come, nobody waits for this
     page.start()
     web(WebOptions(port=0))
     page.join()
