@@ -13,6 +13,10 @@ PROJECT = tomllib.loads((tiny.REPO / "pyproject.toml").read_text(encoding="utf-8
 OWN = {"torch", "znatok"}
 
 
+def test_an_older_python_is_refused_by_pip():
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
 def pinned(lock):
     """Return the versions a lock pins, several where platforms differ, and refuse a pin without a hash."""
     found = {}

@@ -1,5 +1,6 @@
 """A run that can't have worked ends as an error, says so in ``status.json``, and keeps its last good checkpoint."""
 
+import errno
 import json
 import os
 import resource
@@ -217,23 +218,46 @@ def test_a_disk_that_fills_up_leaves_a_run_that_goes_on_once_there_is_room(
     assert len(helpers.losses(run)) == 9
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS], ids=errno.errorcode.get)
+def test_a_disk_that_fails_leaves_a_run_that_goes_on_once_it_works(tiny_dir, pairs_file, tmp_path, monkeypatch, number):
+    real = checkpoints.seal
+
+    def failing(staged, folder, step):
+        if step == 4:
+            raise OSError(number, os.strerror(number))
+        return real(staged, folder, step)
+
+    monkeypatch.setattr(checkpoints, "seal", failing)
+    with pytest.raises(SystemFault, match=rf"step 4 can't be written: .*{os.strerror(number)}"):
+        helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2)
+    assert helpers.status(tmp_path / "run") == "failed"
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints", pytest.fail).name == "step-000002"
+    monkeypatch.undo()
+    assert len(helpers.losses(helpers.trained(tiny_dir, pairs_file, tmp_path / "run", save_steps=2, resume=True))) == 9
+
+
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+    "error",
+    [
+        *(OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EIO, errno.EROFS)),
+        SafetensorError("I/O error: No space left on device"),
+    ],
+    ids=str,
 )
 def test_a_disk_that_can_not_even_take_the_status_is_told(tiny_dir, pairs_file, tmp_path, monkeypatch, error):
     def full(*_args, **_options):
         raise error
 
-    status = Run.set_status
+    status, number = Run.set_status, getattr(error, "errno", errno.ENOSPC)
 
     def set_status(self, state, **facts):
         if state != "running":
-            raise OSError(28, "No space left on device")
+            raise OSError(number, os.strerror(number))
         status(self, state, **facts)
 
     monkeypatch.setattr(Run, "set_status", set_status)
     monkeypatch.setattr("znatok.train.callbacks.append_jsonl", full)
-    with pytest.raises(SystemFault, match=r"run: can't be written or read: .*No space left on device; make room"):
+    with pytest.raises(SystemFault, match=rf"run: can't be written or read: .*{os.strerror(number)}; make room"):
         helpers.trained(tiny_dir, pairs_file, tmp_path / "run")
 
 

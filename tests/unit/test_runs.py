@@ -51,6 +51,14 @@ def test_a_run_without_a_name_gets_date_and_model_and_is_the_latest():
     assert json.loads((run.path / "status.json").read_text()) == {}
 
 
+@pytest.mark.parametrize("name", ["CON", "nul.gguf", "aux", "COM1.bin"])
+def test_a_run_is_not_called_what_windows_keeps_for_devices(name):
+    """There such a name is a device whatever follows its first dot; the date before it makes it another one."""
+    run = create(None, f"models/{name}")
+    assert run.path.name.endswith(f"_{name}")
+    assert not re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", run.path.name)
+
+
 def test_the_newest_run_under_runs_is_the_latest():
     create("runs/one", "m")
     create("runs/two", "m")

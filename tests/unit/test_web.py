@@ -415,7 +415,7 @@ def test_another_tab_waits_for_its_model_and_takes_none_away(world, talk):
         assert said == []
         first = list(stream)[-1][0]
         assert first.ended
-    other.join(20)
+    other.join(60)
     assert said[0].ended
     with talk.opened(base, None) as (model,):
         assert answered(talk, model, Question("Что?", long, 1)).text == first.text
