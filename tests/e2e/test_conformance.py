@@ -90,10 +90,19 @@ def test_what_the_schema_allows_is_answered_and_nothing_else_breaks_it(server, t
     (tmp_path / "openapi.json").write_text(json.dumps(schema), encoding="utf-8")
     words = ["--mode", "all", "--max-examples", 25, "--generation-deterministic", "--continue-on-failure"]
     words += ["--url", address, "--request-timeout", 120, "--phases", "examples,coverage,fuzzing"]
-    before = answered(address)
     done = run("schemathesis", "run", "openapi.json", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]
-    assert answered(address) > before
+    chat = schema["components"]["schemas"]["ChatRequest"]["properties"]
+    chat["messages"]["maxItems"] = 1
+    schema["components"]["schemas"]["Turn"]["properties"]["role"]["enum"] = ["user"]
+    for name in ("stream_options", "top_logprobs"):  # allowed beside others only
+        del chat[name]
+    (tmp_path / "openapi.json").write_text(json.dumps(schema), encoding="utf-8")
+    before = answered(address)
+    words[:4] = ["--mode", "positive", "--max-examples", 15]
+    done = run("schemathesis", "run", "openapi.json", *words, "--include-path", "/v1/chat/completions", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert answered(address) >= before + 10
 
 
 def fetched(url):
