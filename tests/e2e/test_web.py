@@ -1,6 +1,7 @@
 """The page in a real browser: from a file of questions to a compared, exported model, without a terminal."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -52,7 +53,7 @@ class Web:
             cwd=folder,
             stderr=subprocess.PIPE,
             text=True,
-            env=helpers.environment(PYTHONPATH=str(watch.parent)),
+            env=helpers.environment(PYTHONPATH=os.pathsep.join((str(watch.parent), os.environ.get("PYTHONPATH", "")))),
         )
         self.said = []
         for line in self.process.stderr:
@@ -321,6 +322,10 @@ def test_a_mistake_is_a_message_on_the_page(page):
     tab(page, "Compare")
     page.locator("#compare-ask").click()
     page.get_by_text("no question: type one").first.wait_for()
+    fill(page, "compare-question", "Что?")
+    fill(page, "compare-seed", "")
+    page.locator("#compare-ask").click()
+    page.get_by_text("seed: the box is empty; expected a number").first.wait_for()
 
 
 def ask(page, voice, run=None):

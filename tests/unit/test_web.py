@@ -60,6 +60,12 @@ def test_a_form_left_alone_states_nothing(recipe):
     assert words(FIELDS, sent, recipe) == []
 
 
+def test_an_emptied_box_states_nothing():
+    """It stated the seed recipe's number, whatever the recipe chosen: an emptied box changed what was trained."""
+    sent = [None if spec.type in {int, float} else default(spec, "expert") for spec in FIELDS]
+    assert words(FIELDS, sent, "expert") == []
+
+
 def test_what_a_form_states_is_what_the_verb_reads():
     """Every field changed: the flags, parsed by the verb's own parser, give the values of the form."""
     changed = {bool: lambda _v: True, int: lambda v: int(v or 0) + 1, float: lambda v: round(float(v) * 0.5 + 0.25, 6)}
@@ -272,6 +278,21 @@ def test_runs_are_offered_newest_first(tmp_path):
     studio = Studio(tmp_path)
     assert studio.runs() == ["new", "old"]
     assert studio.base_of("old") == "some-base"
+
+
+@pytest.mark.parametrize(
+    ("handler", "inputs", "box"),
+    [
+        ("shown", ["a.jsonl", None, "base"], "pair"),
+        ("both", ["mine", "Что?", False, None, 0.7, 16], "seed"),
+        ("answered", ["Что?", [], "mine", "tuned", "", 0.7, 0.9, 16, None], "seed"),
+    ],
+)
+def test_an_emptied_box_is_a_message(studio, handler, inputs, box):
+    """A browser sends None for it: a TypeError with its traceback, and no word of which box it was."""
+    handlers = [one.fn for one in build_page(studio).fns.values() if one.name == handler]
+    with pytest.raises(gr.Error, match=f"{box}: the box is empty; expected a number"):
+        list(handlers[0](*inputs))
 
 
 def test_an_error_of_ours_is_a_message():

@@ -10,7 +10,7 @@ from znatok.config import SampleOptions
 from znatok.errors import UsageError, _
 from znatok.runs import Run
 from znatok.votes import VOTES, Comparison, add_vote, tally
-from znatok.web.forms import changing
+from znatok.web.forms import changing, filled
 from znatok.web.studio import AT_ONCE, Studio, told
 from znatok.web.talk import Question
 
@@ -31,7 +31,7 @@ class CompareTab:
         """Build the part with one question, two answers and a vote."""
         with gr.Row():
             self.run = changing(self._studio.runs(), label=_("run"), elem_id="compare-run")
-            seed = gr.Number(42, precision=0, minimum=0, label="seed")
+            seed = gr.Number(42, precision=0, minimum=0, label="seed", elem_id="compare-seed")
             temperature = gr.Slider(0, 2, 0.7, step=0.05, label="temperature")
             longest = gr.Slider(16, 1024, 256, step=16, label="max_new_tokens", elem_id="compare-longest")
         blind = gr.Checkbox(value=False, label=_("blind: who is who is told after the vote"), elem_id="compare-blind")
@@ -84,11 +84,11 @@ class CompareTab:
         """Yield both answers as they grow, under their names or, ``blind``, under numbers in an order drawn anew.
 
         Raises:
-            UsageError: there is no question, or no run.
+            UsageError: there is no question, no seed, or no run.
         """
         if not question.strip():
             raise UsageError("no question: type one")
-        seed, temperature, longest = int(drawn[0]), drawn[1], int(drawn[2])
+        seed, temperature, longest = int(filled(drawn[0], "seed")), drawn[1], int(drawn[2])
         order = ["tuned", "base"] if blind and secrets.randbits(1) else ["base", "tuned"]
         titles = ["1", "2"] if blind else [_("base"), _("tuned")]
         asked = Question(question, SampleOptions(temperature=temperature, max_new_tokens=longest), seed)

@@ -14,7 +14,7 @@ from znatok.logs import printable, say
 from znatok.tokens.chat import ChatFormat, choose_format
 from znatok.tokens.encode import EncodeRule, encode_pairs
 from znatok.tokens.spans import spans
-from znatok.web.forms import changing
+from znatok.web.forms import changing, filled
 from znatok.web.studio import Studio, told
 
 LONGEST = 512
@@ -35,7 +35,7 @@ def data_tab(studio: Studio) -> Any:
         lengths = gr.BarPlot(x="characters", y="texts", color="part", title=_("lengths of texts"), height=260)
         gr.Markdown("### " + _("What of a pair is trained"))
         with gr.Row():
-            row = gr.Number(1, precision=0, minimum=1, label=_("pair"), elem_id="data-row")
+            number = gr.Number(1, precision=0, minimum=1, label=_("pair"), elem_id="data-row")
             model = gr.Dropdown(studio.models(), label=_("tokens of"), allow_custom_value=True, elem_id="data-model")
             show = gr.Button(_("Show"), elem_id="data-show")
         sample = gr.HighlightedText(
@@ -59,19 +59,20 @@ def data_tab(studio: Studio) -> Any:
             gr.BarPlot(pd.DataFrame(bars, columns=["characters", "texts", "part"]), sort=[bar[0] for bar in bars]),
         )
 
-    def shown(name: str | None, number: float, model_name: str) -> list[tuple[str, str | None]]:
+    def shown(name: str | None, number: float | None, model_name: str) -> list[tuple[str, str | None]]:
+        row = int(filled(number, _("pair")))
         pairs = read_pairs(studio.file(name), skip_bad=True).pairs
-        if not 1 <= number <= len(pairs):
-            raise UsageError("--row {row}: {path} has {n} pairs", row=int(number), path=name, n=len(pairs))
+        if not 1 <= row <= len(pairs):
+            raise UsageError("--row {row}: {path} has {n} pairs", row=row, path=name, n=len(pairs))
         chat = format_of(model_name)
         rule = EncodeRule(LANGUAGE_NEUTRAL_SYSTEM, LONGEST, "shorten")
-        (example,) = encode_pairs([pairs[int(number) - 1]], chat, rule).examples
+        (example,) = encode_pairs([pairs[row - 1]], chat, rule).examples
         names = {"green underline": _("trained"), "dim": _("control"), "": None}
         return [(printable(text), names[style]) for text, style in spans(chat, example)]
 
     upload.upload(told(uploaded), upload, files)
     check.click(told(checked), files, [report, problems, lengths])
-    show.click(told(shown), [files, row, model], sample)
+    show.click(told(shown), [files, number, model], sample)
     return files
 
 

@@ -52,11 +52,11 @@ def changing(choices: Sequence[str | tuple[str, str]], **options: Any) -> Any:
 
 
 def words(fields: Sequence[Spec], values: Sequence[Any], recipe: str) -> list[str]:
-    """Return the flags for what differs from the defaults."""
+    """Return the flags for what differs from the defaults; a box that was emptied states nothing."""
     found = []
     for spec, value in zip(fields, values, strict=True):
         usual = default(spec, recipe)
-        stated = typed(spec, value)
+        stated = usual if value is None else typed(spec, value)
         if stated != usual and not (stated == "" and usual is None):
             found += [f"--{spec.name}", str(stated).lower() if spec.type is bool else shown(stated)]
     return found
@@ -64,8 +64,6 @@ def words(fields: Sequence[Spec], values: Sequence[Any], recipe: str) -> list[st
 
 def typed(spec: Spec, value: Any) -> Any:
     """Return a value of an input as the option has it; browsers send whole numbers as they like."""
-    if value is None:
-        return spec.default
     if spec.type is bool:
         return bool(value)  # a word here would stand behind a flag that needs none, and be a flag of its own
     if spec.type is int:
@@ -76,7 +74,7 @@ def typed(spec: Spec, value: Any) -> Any:
 
 
 def filled(value: float | None, name: str) -> float:
-    """Return what a box for a number holds.
+    """Return what a box for a number holds; a slider's goes back to its least when it is left empty.
 
     Raises:
         UsageError: it was emptied.
