@@ -34,8 +34,8 @@ from znatok.logs import printable
 from znatok.scripts import train_config, train_parser
 from znatok.serve.dispatch import Stopping
 from znatok.serve.guard import LOOPBACK
-from znatok.tokens.chat import Role
-from znatok.web.chat_tab import plain, speaker, turn_of
+from znatok.tokens.chat import Message, Role
+from znatok.web.chat_tab import history_of, note_of, plain, speaker, turn_of
 from znatok.web.compare_tab import CompareTab
 from znatok.web.data_tab import bars_of
 from znatok.web.forms import by_recipe, command, component, default, specs, to_the_letter, typed, words
@@ -500,6 +500,44 @@ def test_passages_are_looked_up_and_named_also_after_the_file_has_changed(world,
         path.unlink()
         with pytest.raises(DataError, match=r"facts\.md"):
             answered(talk, model, asked)
+
+
+def by_browser(turns):
+    """Return turns as a browser sends them back."""
+    with gr.Blocks():
+        chatbot = gr.Chatbot()
+    sent = chatbot.postprocess(turns)
+    return chatbot.preprocess(type(sent).model_validate_json(sent.model_dump_json()))
+
+
+def test_the_model_reads_bare_answers_as_in_a_terminal(world, monkeypatch):
+    """Sources stood in the answer's text, so the model read them as its own words, and only in a browser."""
+    (world[0] / "facts.md").write_text("PLA печатают при 200 °C.\n", encoding="utf-8")
+    real, histories = Talk.stream, []
+
+    def stream(talk, models, question):
+        histories.append(list(question.history))
+        return real(talk, models, question)
+
+    monkeypatch.setattr(Talk, "stream", stream)
+    studio = Studio(world[0])
+    answered = next(one.fn for one in build_page(studio).fns.values() if one.name == "answered")
+    try:
+        *_, (turns, _box) = answered("Что такое PLA?", [], "mine", "base", "facts.md", 0.0, 1.0, 16, 1)
+        list(answered("А ABS?", by_browser(turns), "mine", "base", "facts.md", 0.0, 1.0, 16, 1))
+    finally:
+        studio.close()
+    question, answer, sources = map(plain, turns)
+    assert sources == "facts.md:1"
+    assert histories == [[], [Message(Role.USER, question), Message(Role.ASSISTANT, answer.strip())]]
+
+
+def test_a_question_that_got_no_answer_is_no_part_of_the_dialogue():
+    """The next one followed it as if both were one turn; a terminal forgets it."""
+    asked, said = turn_of(Role.USER, "Что < это?"), turn_of(Role.ASSISTANT, " Да.\n")
+    nothing = turn_of(Role.ASSISTANT, "")
+    turns = by_browser([asked, asked, nothing, asked, said, note_of("facts.md:1"), asked])
+    assert history_of(turns) == [Message(Role.USER, "Что < это?"), Message(Role.ASSISTANT, "Да.")]
 
 
 def test_who_answers_is_the_run_its_base_or_any_model(world):

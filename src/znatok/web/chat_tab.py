@@ -1,7 +1,8 @@
 """Chat: one dialogue, with the base or a run, with sources where it may look things up."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from znatok.web.forms import changing, filled
 from znatok.web.studio import AT_ONCE, Studio, told
 from znatok.web.talk import Question
 
-Turn = dict[str, str]
+Turn = dict[str, Any]
+NOTE = {"id": "note"}
+"""Metadata of a turn that the page shows and no model reads; the browser sends it back as it was."""
+
 USUAL = SampleOptions()
 REFERENCE = re.compile("&(?=[#a-zA-Z])")  # a lone & or < is text to a browser, and stays what somebody copies
 TAG = re.compile("<(?=[a-zA-Z/!?])")
@@ -54,7 +58,7 @@ def chat_tab(studio: Studio) -> Any:
     ) -> Iterator[tuple[list[Turn], str]]:
         if not question.strip():
             raise UsageError("no question: type one")
-        history = [Message(Role(turn["role"]), plain(turn)) for turn in turns]
+        history = history_of(turns)
         turns = [*turns, turn_of(Role.USER, question)]
         asked = [message.text for message in history if message.role is Role.USER]
         if lines := computed([*asked, question]):  # and not guessed
@@ -65,8 +69,8 @@ def chat_tab(studio: Studio) -> Any:
         wanted = Question(question, sample_of(*drawn), int(filled(drawn[-1], "seed")), history, knowledge)
         with studio.talk.opened(*speaker(studio, name, who)) as models:
             for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], wanted):
-                sources = "\n\n" + ", ".join(said.sources) if said.sources and said.ended else ""
-                yield [*turns, turn_of(Role.ASSISTANT, said.text + sources)], ""
+                sources = [note_of(", ".join(said.sources))] if said.sources and said.ended else []
+                yield [*turns, turn_of(Role.ASSISTANT, said.text), *sources], ""
 
     asking = [text, talk, run, voice, knowledge, temperature, top_p, longest, seed]
     outputs = [talk, text]
@@ -113,6 +117,22 @@ def sample_of(temperature: float, top_p: float, longest: float, _seed: float) ->
 def turn_of(role: Role, text: str) -> Turn:
     """Return a turn as the page has to be given it: a Chatbot that renders no Markdown still obeys HTML."""
     return {"role": str(role), "content": TAG.sub("&lt;", REFERENCE.sub("&amp;", text))}
+
+
+def note_of(text: str) -> Turn:
+    """Return a turn that is no part of the dialogue: the sources of an answer."""
+    return {**turn_of(Role.ASSISTANT, text), "metadata": NOTE}
+
+
+def history_of(turns: Sequence[Turn]) -> list[Message]:
+    """Return the dialogue as a terminal's keeps it: bare answers, and no question that got none."""
+    said = [Message(Role(turn["role"]), plain(turn)) for turn in turns if turn.get("metadata") != NOTE]
+    return [
+        message
+        for question, answer in pairwise(said)
+        if (question.role, answer.role) == (Role.USER, Role.ASSISTANT) and answer.text
+        for message in (question, Message(Role.ASSISTANT, answer.text.strip()))
+    ]
 
 
 def plain(turn: Any) -> str:
