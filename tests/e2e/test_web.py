@@ -16,6 +16,7 @@ import serving
 import tiny
 from znatok.config import LANGUAGE_NEUTRAL_SYSTEM
 from znatok.tokens.chat import choose_format, dialogue
+from znatok.web.jobs import Jobs
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -197,6 +198,13 @@ def wait_for(page, name, text):
     )
 
 
+def wait_for_answer(page):
+    """Wait until an answer in the chat has begun."""
+    page.wait_for_function(
+        "/^(?!waiting)[^]/.test(document.querySelector('#chat-talk [data-testid=bot]')?.innerText ?? '')"
+    )
+
+
 def newest_run(page, name):
     """Wait until the newest run is chosen, as it is a moment after the page was loaded."""
     page.wait_for_function("name => document.querySelector(`#${name} input`)?.value === 'mine'", arg=name)
@@ -259,6 +267,12 @@ def compare_both(page, folder, pictures):
     page.locator("input[type=file]").last.set_input_files(folder / "questions.txt")
     choose(page, "compare-heldout", "kept.jsonl")
     page.locator("#compare-begin").click()
+    wait_for(page, "compare-log", "loading")
+    page.locator("#compare-end").click()
+    wait_for(page, "compare-log", "interrupted")
+    stopped = Jobs(folder / "runs" / ".web", folder).get("compare")
+    serving.wait_until(lambda: not stopped.running, 60)
+    page.locator("#compare-begin").click()
     wait_for(page, "compare-log", "everything is in")
     page.locator("#compare-table img").first.wait_for()
     page.screenshot(path=pictures / "compare.png", full_page=True)
@@ -269,7 +283,7 @@ def chat(page, folder, pictures):
     fill(page, "chat-text", "Что такое ABS?")
     page.locator("#chat-send").click()
     see(page, "chat-talk", "Что такое ABS?")
-    page.locator("#chat-talk [data-testid=bot]").first.wait_for()
+    wait_for_answer(page)
     page.screenshot(path=pictures / "chat.png", full_page=True)
 
 
@@ -364,7 +378,7 @@ def test_tabs_reloads_the_back_button_and_a_lost_connection_leave_the_page_in_or
     ask(page, folder / "parrot")
     ask(other, "tuned", "second")  # another model: neither takes away what the other is answered by
     for one in (page, other):
-        one.locator("#chat-talk [data-testid=bot]").first.wait_for()
+        wait_for_answer(one)
     ask(page, folder / "parrot")
     page.reload()  # in the middle of an answer
     ask(page, folder / "parrot")
@@ -389,7 +403,8 @@ def test_two_tabs_are_answered_at_the_same_time(page, web, folder):
         ready_for_a_long_answer(one, folder / "endless")
     for one in (page, other):
         one.locator("#chat-send").click()
-    other.locator("#chat-talk [data-testid=bot]").wait_for()
+    for one in (other, page):
+        wait_for_answer(one)
     so_far = len(page.locator("#chat-talk [data-testid=bot]").inner_text())
     page.wait_for_function(
         "so_far => document.querySelector('#chat-talk [data-testid=bot]').innerText.length > so_far",
@@ -398,12 +413,39 @@ def test_two_tabs_are_answered_at_the_same_time(page, web, folder):
     )
 
 
+@pytest.fixture
+def endless(folder):
+    """A run whose base says a long answer."""
+    run = folder / "runs" / "endless"
+    serving.write_run(run, 1, str(folder / "endless"))
+    yield
+    shutil.rmtree(run)
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_comparison_is_stopped_and_begun_again(page, folder):
+    tab(page, "Compare")
+    choose(page, "compare-run", "endless")
+    fill(page, "compare-question", ASKED)
+    fill(page, "compare-longest", 1024)
+    page.locator("#compare-ask").click()
+    page.wait_for_function("document.querySelector('#compare-left textarea').value.length > 20")
+    page.locator("#compare-stop").click()
+    page.wait_for_timeout(500)
+    so_far = value(page, "compare-left")
+    page.wait_for_timeout(1000)
+    assert value(page, "compare-left") == so_far
+    fill(page, "compare-longest", 16)
+    page.locator("#compare-ask").click()
+    see(page, "compare-verdict", "which one is better?")
+
+
 def test_a_new_dialogue_is_empty_though_an_answer_was_being_given(page, folder):
     for moment in (0, 150, 300):  # milliseconds into the answer
         page.reload()
         ready_for_a_long_answer(page, folder / "endless")
         page.locator("#chat-send").click()
-        page.locator("#chat-talk [data-testid=bot]").first.wait_for()
+        wait_for_answer(page)
         page.wait_for_timeout(moment)
         page.locator("#chat-clear").click()
         page.locator("#chat-talk [data-testid=bot]").first.wait_for(state="detached", timeout=20_000)

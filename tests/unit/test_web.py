@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 from markdown_it import MarkdownIt
 
+import llama_files
 import serving
 from serving import raw, wait_until
 from znatok import config
@@ -35,7 +36,7 @@ from znatok.scripts import train_config, train_parser
 from znatok.serve.dispatch import Stopping
 from znatok.serve.guard import LOOPBACK
 from znatok.tokens.chat import Message, Role
-from znatok.web.chat_tab import history_of, note_of, plain, speaker, turn_of
+from znatok.web.chat_tab import answer_of, history_of, note_of, plain, speaker, turn_of, without_waiting
 from znatok.web.compare_tab import CompareTab
 from znatok.web.data_tab import bars_of
 from znatok.web.forms import by_recipe, command, component, default, specs, to_the_letter, typed, words
@@ -44,7 +45,7 @@ from znatok.web.page import build_page
 from znatok.web.report_tab import framed, report_of
 from znatok.web.run import build_app
 from znatok.web.studio import UPLOADS, Studio, told
-from znatok.web.talk import FRAME, Question, Talk
+from znatok.web.talk import FRAME, Question, Said, Talk
 from znatok.web.train_tab import FIELDS, TrainTab
 
 QUICK = SampleOptions(temperature=0.0, max_new_tokens=8)
@@ -148,11 +149,17 @@ def test_a_verb_runs_no_module_that_lies_among_the_data(jobs, tmp_path):
     assert "qwen2.5-coder-0.5b-instruct" in jobs.get("model").said()
 
 
-def test_one_of_a_kind_at_a_time_and_stopped_like_ctrl_c(jobs, monkeypatch):
+@pytest.fixture
+def sleeping(monkeypatch):
+    """Verbs that do nothing for a minute."""
     real = subprocess.Popen
     monkeypatch.setattr(
         "znatok.web.jobs.subprocess.Popen", lambda _command, **options: real(["/bin/sleep", "60"], **options)
     )
+
+
+@pytest.mark.usefixtures("sleeping")
+def test_one_of_a_kind_at_a_time_and_stopped_like_ctrl_c(jobs):
     job = jobs.start("train", ["train"])
     assert job.running
     with pytest.raises(SystemFault, match="znatok train is at work already"):
@@ -164,7 +171,7 @@ def test_one_of_a_kind_at_a_time_and_stopped_like_ctrl_c(jobs, monkeypatch):
 
 
 @pytest.fixture
-def sleeping(jobs):
+def asleep(jobs):
     """A process that a job may be: the newest training, as its file remembers it."""
     with subprocess.Popen(["/bin/sleep", "60"]) as process:
         began = psutil.Process(process.pid).create_time()
@@ -180,12 +187,12 @@ def remembered(jobs, tmp_path, stored):
 
 
 @pytest.mark.skipif(not BOOT.is_file(), reason="a clock that steps moves what psutil says on Linux only")
-def test_a_clock_that_steps_ends_no_job(jobs, sleeping, tmp_path):
+def test_a_clock_that_steps_ends_no_job(jobs, asleep, tmp_path):
     """A running training was «not at work» after ``date -s``, could not be stopped, and another one was let in."""
-    assert remembered(jobs, tmp_path, sleeping | {"started": sleeping["started"] - 3600}).running
-    another_boot = "0" + sleeping["life"][1:] if sleeping["life"][0] != "0" else "1" + sleeping["life"][1:]
-    for other in (another_boot, sleeping["life"] + "0"):
-        assert not remembered(jobs, tmp_path, sleeping | {"life": other}).running
+    assert remembered(jobs, tmp_path, asleep | {"started": asleep["started"] - 3600}).running
+    another_boot = "0" + asleep["life"][1:] if asleep["life"][0] != "0" else "1" + asleep["life"][1:]
+    for other in (another_boot, asleep["life"] + "0"):
+        assert not remembered(jobs, tmp_path, asleep | {"life": other}).running
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"kind": "train", "words": 5}'])
@@ -195,10 +202,48 @@ def test_a_damaged_memory_of_a_job_is_none(jobs, tmp_path, text):
     assert jobs.get("train") is None
 
 
-def test_a_job_an_earlier_version_started_is_known_by_its_time(jobs, sleeping, tmp_path):
-    del sleeping["life"]
-    assert remembered(jobs, tmp_path, sleeping | {"started": sleeping["started"] + 0.02}).running
-    assert not remembered(jobs, tmp_path, sleeping | {"started": sleeping["started"] - 60}).running
+def test_a_job_an_earlier_version_started_is_known_by_its_time(jobs, asleep, tmp_path):
+    del asleep["life"]
+    assert remembered(jobs, tmp_path, asleep | {"started": asleep["started"] + 0.02}).running
+    assert not remembered(jobs, tmp_path, asleep | {"started": asleep["started"] - 60}).running
+
+
+@pytest.mark.usefixtures("sleeping")
+def test_stop_ends_the_plan_that_is_shown_and_then_the_training_behind_it(studio):
+    """No button stopped a plan; and once one was made, a training under way was not shown any more."""
+    with gr.Blocks():
+        tab = TrainTab(studio, gr.Dropdown())
+    values = [default(spec, "seed") for spec in FIELDS]
+    values[[spec.name for spec in FIELDS].index("output_dir")] = "runs/mine"
+    assert "at work" in tab.begun("seed", *values)[0]
+    assert "--dry_run" in tab.planned("seed", *values)[0]
+    tab.stopped()
+    wait_until(lambda: not studio.jobs.get("plan").running)
+    assert studio.jobs.get("train").running
+    assert "--dry_run" not in tab.look()[0]
+    tab.stopped()
+    wait_until(lambda: not studio.jobs.get("train").running)
+    assert "not at work" in tab.look()[0]
+
+
+@pytest.mark.usefixtures("sleeping")
+def test_a_comparison_that_was_stopped_shows_no_pictures_of_another(studio, tmp_path):
+    """Nothing could stop one; and pictures of the comparison before would have stood beside its log."""
+    images = serving.write_run(tmp_path / "runs" / "mine", 1) / "images"
+    images.mkdir()
+    old, new = images / "comparison.png", images / "comparison_2.png"
+    old.touch()
+    os.utime(old, (1000, 1000))
+    with gr.Blocks():
+        tab = CompareTab(studio)
+    tab.begun("mine", "questions.txt", None)
+    tab.stopped()
+    wait_until(lambda: not studio.jobs.get("compare").running)
+    assert tab.look() == ("", [])
+    new.touch()
+    later = studio.jobs.get("compare").started + 1
+    os.utime(new, (later, later))
+    assert tab.look() == ("", [str(new)])
 
 
 # Files and runs
@@ -369,6 +414,25 @@ def test_a_blind_order_is_drawn_and_hides_names(world):
         studio.close()
 
 
+@llama_files.needs_llama
+def test_an_answer_that_waits_for_another_says_so(tmp_path):
+    """llama.cpp answers one after the other: the second column was empty until the first had its whole answer."""
+    base = llama_files.write_base(tmp_path, max_position_embeddings=512)
+    run = llama_files.write_adapter(tmp_path / "runs" / "mine", base)
+    write_json(run / "manifest.json", {"base": {"name": str(base)}})
+    studio = Studio(tmp_path)
+    with gr.Blocks():
+        tab = CompareTab(studio)
+    try:
+        looks = [(left, right) for left, right, *_rest in tab.both("mine", "Что?", False, 1, 2.0, 64)][:-1]
+    finally:
+        studio.close()
+    assert [[bool(box["placeholder"]) for box in look] for look in (looks[0], looks[-1])] == [[True] * 2, [False] * 2]
+    assert all(box["value"] for box in looks[-1])
+    for left, right in looks:
+        assert right["placeholder"] or left["value"] == looks[-1][0]["value"]
+
+
 @pytest.fixture
 def slow(monkeypatch):
     """Let every step of an answer take 50 ms: what is given up in the middle has to be in the middle."""
@@ -536,8 +600,10 @@ def test_a_question_that_got_no_answer_is_no_part_of_the_dialogue():
     """The next one followed it as if both were one turn; a terminal forgets it."""
     asked, said = turn_of(Role.USER, "Что < это?"), turn_of(Role.ASSISTANT, " Да.\n")
     nothing = turn_of(Role.ASSISTANT, "")
-    turns = by_browser([asked, asked, nothing, asked, said, note_of("facts.md:1"), asked])
+    waits, sources = answer_of(Said()), note_of("sources", "facts.md:1")
+    turns = by_browser([asked, asked, nothing, asked, said, sources, asked, *waits])
     assert history_of(turns) == [Message(Role.USER, "Что < это?"), Message(Role.ASSISTANT, "Да.")]
+    assert [plain(turn) for turn in without_waiting(turns)[-2:]] == ["facts.md:1", "Что < это?"]
 
 
 def test_who_answers_is_the_run_its_base_or_any_model(world):
@@ -715,7 +781,7 @@ def test_what_is_under_way_is_stopped_before_the_same_button_does_anything_else(
     """Gradio runs a button's events one after the other: what was emptied first was filled again by the answer."""
     page = build_page(Studio(tmp_path))
     stopping = [one for one in page.fns.values() if one.cancels]
-    assert len(stopping) == 2  # Stop and New dialogue
+    assert len(stopping) == 3  # Stop and New dialogue of the chat, Stop of a comparison
     for stop in stopping:
         same = [one for one in page.fns.values() if set(one.targets) & set(stop.targets)]
         assert all(one.fn is None for one in same[: same.index(stop)])

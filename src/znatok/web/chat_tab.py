@@ -13,13 +13,11 @@ from znatok.cost import computed
 from znatok.errors import UsageError, _
 from znatok.tokens.chat import Message, Role
 from znatok.web.forms import changing, filled
-from znatok.web.studio import AT_ONCE, Studio, told
-from znatok.web.talk import Question
+from znatok.web.studio import AT_ONCE, Studio, told, waiting
+from znatok.web.talk import Question, Said
 
 Turn = dict[str, Any]
-NOTE = {"id": "note"}
-"""Metadata of a turn that the page shows and no model reads; the browser sends it back as it was."""
-
+WAITS = "waits"
 USUAL = SampleOptions()
 REFERENCE = re.compile("&(?=[#a-zA-Z])")  # a lone & or < is text to a browser, and stays what somebody copies
 TAG = re.compile("<(?=[a-zA-Z/!?])")
@@ -64,13 +62,13 @@ def chat_tab(studio: Studio) -> Any:
         if lines := computed([*asked, question]):  # and not guessed
             yield [*turns, turn_of(Role.ASSISTANT, "\n".join(lines))], ""
             return
-        yield turns, ""
         knowledge = str(studio.file(where)) if where else None
         wanted = Question(question, sample_of(*drawn), int(filled(drawn[-1], "seed")), history, knowledge)
-        with studio.talk.opened(*speaker(studio, name, who)) as models:
+        speaking = speaker(studio, name, who)
+        yield [*turns, *answer_of(Said())], ""
+        with studio.talk.opened(*speaking) as models:
             for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], wanted):
-                sources = [note_of(", ".join(said.sources))] if said.sources and said.ended else []
-                yield [*turns, turn_of(Role.ASSISTANT, said.text), *sources], ""
+                yield [*turns, *answer_of(said)], ""
 
     asking = [text, talk, run, voice, knowledge, temperature, top_p, longest, seed]
     outputs = [talk, text]
@@ -79,6 +77,8 @@ def chat_tab(studio: Studio) -> Any:
         [send.click, text.submit], told(answered), asking, outputs, show_progress="minimal", concurrency_limit=AT_ONCE
     )
     stop.click(None, cancels=running)
+    for over in (stop.click, running.failure):
+        over(without_waiting, talk, talk, show_progress="hidden")
     clear.click(None, cancels=running)  # first of the two, and by itself: Gradio would else empty the page, then stop
     clear.click(list, None, talk)
     return run
@@ -119,14 +119,32 @@ def turn_of(role: Role, text: str) -> Turn:
     return {"role": str(role), "content": TAG.sub("&lt;", REFERENCE.sub("&amp;", text))}
 
 
-def note_of(text: str) -> Turn:
-    """Return a turn that is no part of the dialogue: the sources of an answer."""
-    return {**turn_of(Role.ASSISTANT, text), "metadata": NOTE}
+def note_of(kind: str, text: str) -> Turn:
+    """Return a turn that the page shows and no model reads: an answer's sources, or that it waits."""
+    return {**turn_of(Role.ASSISTANT, text), "metadata": {"id": kind}}
+
+
+def kind_of(turn: Turn) -> str | None:
+    """Return which note a turn is, if it is one; the browser sends metadata back as it was."""
+    return (turn.get("metadata") or {}).get("id")
+
+
+def answer_of(said: Said) -> list[Turn]:
+    """Return the turns that show an answer."""
+    if not said.begun:
+        return [note_of(WAITS, waiting())]
+    sources = [note_of("sources", ", ".join(said.sources))] if said.sources and said.ended else []
+    return [turn_of(Role.ASSISTANT, said.text), *sources]
+
+
+def without_waiting(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns without one that waits: its answer was given up, or failed."""
+    return [turn for turn in turns if kind_of(turn) != WAITS]
 
 
 def history_of(turns: Sequence[Turn]) -> list[Message]:
     """Return the dialogue as a terminal's keeps it: bare answers, and no question that got none."""
-    said = [Message(Role(turn["role"]), plain(turn)) for turn in turns if turn.get("metadata") != NOTE]
+    said = [Message(Role(turn["role"]), plain(turn)) for turn in turns if kind_of(turn) is None]
     return [
         message
         for question, answer in pairwise(said)

@@ -1,7 +1,7 @@
 """Compare: base and tuned side by side, blind if one likes, and a file of questions asked of both."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,8 +11,8 @@ from znatok.errors import UsageError, _
 from znatok.runs import Run
 from znatok.votes import VOTES, Comparison, add_vote, tally
 from znatok.web.forms import changing, filled
-from znatok.web.studio import AT_ONCE, Studio, told
-from znatok.web.talk import Question
+from znatok.web.studio import AT_ONCE, Studio, told, waiting
+from znatok.web.talk import Question, Said
 
 SECONDS = 2.0
 HELDOUT = "data/eval/heldout.jsonl"
@@ -36,7 +36,9 @@ class CompareTab:
             longest = gr.Slider(16, 1024, 256, step=16, label="max_new_tokens", elem_id="compare-longest")
         blind = gr.Checkbox(value=False, label=_("blind: who is who is told after the vote"), elem_id="compare-blind")
         question = gr.Textbox(label=_("question"), lines=2, elem_id="compare-question")
-        ask = gr.Button(_("Ask both"), variant="primary", elem_id="compare-ask")
+        with gr.Row():
+            ask = gr.Button(_("Ask both"), variant="primary", elem_id="compare-ask")
+            stop = gr.Button(_("Stop"), variant="stop", elem_id="compare-stop")
         with gr.Row():
             left = gr.Textbox(label="1", lines=12, interactive=False, elem_id="compare-left")
             right = gr.Textbox(label="2", lines=12, interactive=False, elem_id="compare-right")
@@ -49,12 +51,16 @@ class CompareTab:
             buttons = {vote: gr.Button(name, elem_id=f"compare-vote-{vote}") for vote, name in names.items()}
         verdict = gr.Markdown(elem_id="compare-verdict")
         state = gr.State(None)
-        ask.click(
+        asking: Any = ask.click(
             told(self.both),
             [self.run, question, blind, seed, temperature, longest],
             [left, right, state, verdict],
             concurrency_limit=AT_ONCE,
         )
+        stop.click(None, cancels=asking)
+        idle = [gr.update(placeholder="")] * 2
+        for over in (stop.click, asking.failure):
+            over(lambda: idle, None, [left, right], show_progress="hidden")
         for vote, button in buttons.items():
             button.click(told(self.voting(vote)), state, [verdict, state])
 
@@ -70,12 +76,15 @@ class CompareTab:
                     label=_("pairs that were not trained: how likely each model holds their answers"),
                     elem_id="compare-heldout",
                 )
-                begin = gr.Button(_("Ask all"), elem_id="compare-begin")
+                with gr.Row():
+                    begin = gr.Button(_("Ask all"), elem_id="compare-begin")
+                    stop = gr.Button(_("Stop"), variant="stop", elem_id="compare-end")
         log = gr.Textbox(label=_("what it says"), lines=6, interactive=False, elem_id="compare-log")
         table = gr.Gallery(
             label=_("answers side by side"), columns=1, height=640, object_fit="contain", elem_id="compare-table"
         )
         begin.click(told(self.begun), [self.run, file, kept], log)
+        stop.click(self.stopped, None, [log, table])
         gr.Timer(SECONDS).tick(self.look, None, [log, table], show_progress="hidden")
 
     def both(
@@ -92,14 +101,15 @@ class CompareTab:
         order = ["tuned", "base"] if blind and secrets.randbits(1) else ["base", "tuned"]
         titles = ["1", "2"] if blind else [_("base"), _("tuned")]
         asked = Question(question, SampleOptions(temperature=temperature, max_new_tokens=longest), seed)
-        texts = ["", ""]
-        with self._studio.talk.opened(self._studio.base_of(name), self._studio.run(name).path) as models:
+        base, run = self._studio.base_of(name), self._studio.run(name).path
+        said = [Said(), Said()]
+        yield *boxes(said, titles), None, ""  # no vote on half an answer
+        with self._studio.talk.opened(base, run) as models:
             voices = {"base": models[0], "tuned": models[-1]}
             for said in self._studio.talk.stream([voices[who] for who in order], asked):
-                texts = [one.text for one in said]
-                shown = [gr.update(value=text, label=title) for text, title in zip(texts, titles, strict=True)]
-                yield shown[0], shown[1], None, ""  # no vote on half an answer
-        state = Comparison(name, question, seed, temperature, blind, tuple(order), tuple(texts))
+                yield *boxes(said, titles), None, ""
+        texts = tuple(one.text for one in said)
+        state = Comparison(name, question, seed, temperature, blind, tuple(order), texts)
         yield gr.skip(), gr.skip(), state, _("which one is better?")
 
     def voting(self, vote: str) -> Any:
@@ -131,10 +141,25 @@ class CompareTab:
             words += ["--heldout", kept]
         return self._studio.jobs.start("compare", words).command
 
+    def stopped(self) -> tuple[str, Any]:
+        """Stop a comparison; it says so itself."""
+        self._studio.jobs.stop("compare")
+        return self.look()
+
     def look(self) -> tuple[str, Any]:
-        """Return what the newest comparison says, and its pictures once it has ended."""
+        """Return what the newest comparison says, and its pictures, not those of one before, once it has ended."""
         job = self._studio.jobs.get("compare")
         if job is None or job.running:
             return job.said() if job is not None else "", gr.skip()
         images = Run(self._studio.folder / job.words[1]).images
-        return job.said(), [str(path) for path in sorted(images.glob("comparison*.png"))]
+        made = [path for path in sorted(images.glob("comparison*.png")) if path.stat().st_mtime >= job.started]
+        return job.said(), [str(path) for path in made]
+
+
+def boxes(said: Sequence[Said], titles: Sequence[str]) -> tuple[Any, Any]:
+    """Return what the two boxes show."""
+    left, right = (
+        gr.update(value=one.text, label=title, placeholder="" if one.begun else waiting())
+        for one, title in zip(said, titles, strict=True)
+    )
+    return left, right

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import gradio as gr
 
-from znatok.errors import UsageError, ZnatokError
+from znatok.errors import UsageError, ZnatokError, _
 from znatok.logs import printable
 from znatok.model import catalogue
 from znatok.runs import Run
@@ -110,6 +110,11 @@ class Studio:
     @staticmethod
     def _is_plain(name: str) -> bool:
         return Path(name).name == name and not name.startswith(".")
+
+
+def waiting() -> str:
+    """Return what stands in an answer's place until its turn has come."""
+    return _("waiting: the model is being loaded, or gives another answer first")
 
 
 def shown(error: ZnatokError) -> gr.Error:

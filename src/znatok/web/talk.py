@@ -52,8 +52,9 @@ class Question:
 
 @dataclass
 class Said:
-    """An answer so far; ``sources`` are the lines it may cite."""
+    """An answer so far; ``sources`` are the lines it may cite, ``begun`` tells whether its turn has come."""
 
+    begun: bool = False
     text: str = ""
     sources: tuple[str, ...] = ()
     ended: bool = False
@@ -61,7 +62,7 @@ class Said:
     def hear(self, event: Event) -> None:
         """Take what happened."""
         if isinstance(event, Begun):
-            self.sources = event.sources
+            self.begun, self.sources = True, event.sources
         elif isinstance(event, Piece):
             self.text += event.text
         elif isinstance(event, Ended):
@@ -110,7 +111,7 @@ class Talk:
     def stream(self, models: Sequence[Offered], question: Question) -> Iterator[list[Said]]:
         """Yield the answers of models that are lent as they grow, asked at once; closing the iterator gives them up.
 
-        What comes within ``FRAME`` seconds is yielded together.
+        They are yielded every ``FRAME`` seconds, also while they wait: only then can whoever listens turn away.
 
         Raises:
             UsageError: the dialogue is longer than a model sees.
@@ -129,12 +130,12 @@ class Talk:
         answers = [Said() for _ in jobs]
         try:
             while not all(said.ended for said in answers):
-                for place, event in [events.get(), *emptied(events)]:
+                time.sleep(FRAME)
+                for place, event in emptied(events):
                     if isinstance(event, Failed):
                         raise event.error
                     answers[place].hear(event)
                 yield answers
-                time.sleep(FRAME)
         finally:
             for one in jobs:
                 dispatcher.cancel(one)

@@ -115,19 +115,24 @@ class TrainTab:
         return flags
 
     def stopped(self) -> Look:
-        """Stop the run; it saves a checkpoint first."""
-        self._studio.jobs.stop("train")
+        """Stop what the page shows; a run saves a checkpoint first."""
+        if (job := self._shown()) is not None:
+            job.stop()
         return self.look()
 
     def look(self) -> Look:
-        """Return the state of the newest training or plan, its curve, and what it says."""
-        found = (self._studio.jobs.get(kind) for kind in ("train", "plan"))
-        job = max((job for job in found if job), key=lambda job: job.started, default=None)
+        """Return the state of a training or plan, its curve, and what it says."""
+        job = self._shown()
         if job is None:
             return _("nothing was started yet"), gr.skip(), ""
         state = _("at work") if job.running else _("not at work")
         rows = self._curve(job)  # a plot that was drawn empty stays empty
         return f"**{state}**: {to_the_letter(job.command)}", _frame(rows) if rows else gr.skip(), job.said()
+
+    def _shown(self) -> Job | None:
+        """Return the newest training or plan; what is at work goes before what has ended."""
+        found = (self._studio.jobs.get(kind) for kind in ("train", "plan"))
+        return max((job for job in found if job), key=lambda job: (job.running, job.started), default=None)
 
     def _curve(self, job: Job) -> list[tuple[int, float, str]]:
         metrics = Run(self._studio.folder / _place(job.words)).metrics if job.kind == "train" else None
