@@ -219,6 +219,7 @@ def bring_data(page, folder, pictures):
     choose(page, "data-file", "pairs.jsonl")
     page.locator("#data-check").click()
     wait_for(page, "data-report", f"pairs {len(tiny.PAIRS) + 1}")
+    page.locator("#data-lengths svg").get_by_text("80–89").wait_for()  # of this file, not of the one before
     fill(page, "data-row", len(tiny.PAIRS) + 1)
     fill(page, "data-model", folder / "base")
     page.locator("#data-show").click()
@@ -340,6 +341,10 @@ def test_a_mistake_is_a_message_on_the_page(page):
     fill(page, "compare-seed", "")
     page.locator("#compare-ask").click()
     page.get_by_text("seed: the box is empty; expected a number").first.wait_for()
+    ask(page, "nowhere")
+    page.get_by_text("nowhere").first.wait_for()
+    page.locator("#chat-talk [data-testid=user]").wait_for()
+    page.locator("#chat-talk [data-testid=bot]").wait_for(state="detached")  # nothing waits any more
 
 
 def ask(page, voice, run=None):

@@ -768,7 +768,10 @@ def test_a_report_may_run_nothing(tmp_path):
 
 
 def test_lengths_become_bars():
-    assert bars_of("q", Lengths(1, 2, 2.0, 9, ((0, 5, 3), (5, 10, 1)))) == [("0–4", 3, "q"), ("5–9", 1, "q")]
+    assert bars_of("q", Lengths(1, 2, 2.0, 9, ((0, 5, 3), (5, 10, 1)))) == [
+        ("      0–4", 3, "q"),
+        ("      5–9", 1, "q"),
+    ]
 
 
 def test_the_page_is_built_for_an_empty_folder(tmp_path):
@@ -781,7 +784,7 @@ def test_what_is_under_way_is_stopped_before_the_same_button_does_anything_else(
     """Gradio runs a button's events one after the other: what was emptied first was filled again by the answer."""
     page = build_page(Studio(tmp_path))
     stopping = [one for one in page.fns.values() if one.cancels]
-    assert len(stopping) == 3  # Stop and New dialogue of the chat, Stop of a comparison
+    assert len(stopping) == 4  # Stop, New dialogue and the waste bin of the chat, Stop of a comparison
     for stop in stopping:
         same = [one for one in page.fns.values() if set(one.targets) & set(stop.targets)]
         assert all(one.fn is None for one in same[: same.index(stop)])

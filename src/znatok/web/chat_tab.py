@@ -28,6 +28,7 @@ def chat_tab(studio: Studio) -> Any:
     with gr.Tab(_("Chat"), id="chat"):
         run, voice, knowledge = _who_answers(studio)
         talk = gr.Chatbot(
+            label=_("dialogue"),
             height=460,
             sanitize_html=True,
             render_markdown=False,
@@ -79,6 +80,7 @@ def chat_tab(studio: Studio) -> Any:
     stop.click(None, cancels=running)
     for over in (stop.click, running.failure):
         over(without_waiting, talk, talk, show_progress="hidden")
+    talk.clear(None, cancels=running)
     clear.click(None, cancels=running)  # first of the two, and by itself: Gradio would else empty the page, then stop
     clear.click(list, None, talk)
     return run

@@ -32,7 +32,15 @@ def data_tab(studio: Studio) -> Any:
         problems = gr.Dataframe(
             headers=[_("line"), _("problem")], wrap=True, label=_("bad records"), elem_id="data-problems"
         )
-        lengths = gr.BarPlot(x="characters", y="texts", color="part", title=_("lengths of texts"), height=260)
+        lengths = gr.BarPlot(
+            x="characters",
+            y="texts",
+            color="part",
+            sort="x",
+            title=_("lengths of texts"),
+            height=260,
+            elem_id="data-lengths",
+        )
         gr.Markdown("### " + _("What of a pair is trained"))
         with gr.Row():
             number = gr.Number(1, precision=0, minimum=1, label=_("pair"), elem_id="data-row")
@@ -48,7 +56,7 @@ def data_tab(studio: Studio) -> Any:
         name = studio.take_upload(path)
         return gr.update(choices=studio.data_files(), value=name)
 
-    def checked(name: str | None) -> tuple[str, pd.DataFrame, Any]:
+    def checked(name: str | None) -> tuple[str, pd.DataFrame, pd.DataFrame]:
         found = check_file(studio.file(name))
         bad = [[problem.fields.get("line"), printable(str(problem))] for problem in found.problems]
         parts = [(_("questions"), found.prompts), (_("answers"), found.answers)]
@@ -56,7 +64,7 @@ def data_tab(studio: Studio) -> Any:
         return (
             printable("\n".join(found.lines())),
             pd.DataFrame(bad, columns=[_("line"), _("problem")]),
-            gr.BarPlot(pd.DataFrame(bars, columns=["characters", "texts", "part"]), sort=[bar[0] for bar in bars]),
+            pd.DataFrame(bars, columns=["characters", "texts", "part"]),
         )
 
     def shown(name: str | None, number: float | None, model_name: str) -> list[tuple[str, str | None]]:
@@ -77,8 +85,11 @@ def data_tab(studio: Studio) -> Any:
 
 
 def bars_of(part: str, sizes: Lengths) -> list[tuple[str, int, str]]:
-    """Return the bins of lengths as bars."""
-    return [(f"{low}–{high - 1}", count, part) for low, high, count in sizes.bins]
+    """Return the bins of lengths as bars; names in the order of letters are in that of numbers too.
+
+    Another order would have to be sent along with each file's bars, and Gradio then draws those of the file before.
+    """
+    return [(f"{low:7}–{high - 1}", count, part) for low, high, count in sizes.bins]
 
 
 def format_of(name: str) -> ChatFormat:
