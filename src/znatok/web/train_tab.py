@@ -130,8 +130,8 @@ class TrainTab:
         return f"**{state}**: {to_the_letter(job.command)}", _frame(rows) if rows else gr.skip(), job.said()
 
     def _shown(self) -> Job | None:
-        """Return the newest training or plan; what is at work goes before what has ended."""
-        found = (self._studio.jobs.get(kind) for kind in ("train", "plan"))
+        """Return the newest plan or training; what is at work goes before what has ended."""
+        found = (self._studio.jobs.get(kind) for kind in ("plan", "train"))
         return max((job for job in found if job), key=lambda job: (job.running, job.started), default=None)
 
     def _curve(self, job: Job) -> list[tuple[int, float, str]]:
