@@ -1,7 +1,5 @@
 """Modelfiles for Ollama: whatever a token or a system message is, it is refused or it stays what it was."""
 
-import re
-
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -13,7 +11,6 @@ SAID = [Message(Role.USER, "a {{ b }}"), Message(Role.ASSISTANT, 'c "d"'), Messa
 # What could end a quotation, a tag of Go's templates or one of Jinja's, or begin another line of a Modelfile
 signs = st.sampled_from(['"', '"""', "\n", "\r", "{", "}", "{{", "}}", "-", "{%", "%}", "{#", " ", "\\n", "\nFROM x\n"])
 texts = st.lists(signs | st.text(max_size=5), max_size=8).map("".join)
-names = texts.filter(lambda text: not re.search("{[%#]", text))
 
 
 class Spelled:
@@ -28,16 +25,16 @@ class Spelled:
         return self.vocabulary
 
 
-@given(names, names, texts)
+@given(texts, texts, texts)
 @example("<s>", "</s>", "Ты знаток.")
 def test_a_modelfile_says_what_the_plain_format_says_or_is_refused(begins, ends, system):
     assume(begins != ends)
     try:
-        text = modelfile(ChatFormat("plain", "", Spelled(f"<{begins}>", f"<{ends}>"), 2), system, "model.gguf")
+        text = modelfile(ChatFormat("plain", "", Spelled(f"<{begins}", f"<{ends}"), 2), system, "model.gguf")
         found = rendered(text, SAID)
     except ModelError:
         return
     question, answer, last = (message.text for message in SAID)
     opening = f"{system.strip()}\n\n" if system.strip() else ""
-    said = f"### User:\n{question}\n\n### Assistant:\n{answer}<{ends}>\n\n### User:\n{last}\n\n### Assistant:\n"
-    assert found == f"<{begins}>{opening}{said}"
+    said = f"### User:\n{question}\n\n### Assistant:\n{answer}<{ends}\n\n### User:\n{last}\n\n### Assistant:\n"
+    assert found == f"<{begins}{opening}{said}"

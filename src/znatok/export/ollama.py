@@ -27,12 +27,12 @@ PARAMETERS = {
     "max_new_tokens": "num_predict",
 }
 """What Ollama calls the fields of :class:`SampleOptions`; 0 is no limit for its ``top_k`` as well."""
-UNQUOTED = re.compile(r'["\x00-\x1f]|\{\{|\}\}')
+UNQUOTED = re.compile(r'["\x00-\x1f]|\{[{%#]|\}\}')
 CHATML = (
     '{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant{{ "\\n" }}'
 )
 PLAIN = (
-    'BOS{{- range $i, $m := .Messages }}{{ if eq $m.Role "system" }}{{ $m.Content }}'
+    'BOS{{ range $i, $m := .Messages }}{{ if eq $m.Role "system" }}{{ $m.Content }}'
     '{{ else if eq $m.Role "user" }}{{ if $i }}{{ "\\n\\n" }}{{ end }}### User:{{ "\\n" }}{{ $m.Content }}'
     '{{ else }}{{ "\\n\\n" }}### Assistant:{{ "\\n" }}{{ $m.Content }}END{{ end }}{{ end }}'
     '{{ "\\n\\n" }}### Assistant:{{ "\\n" }}'
