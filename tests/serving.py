@@ -35,9 +35,9 @@ def write_world(folder, names=("printing", "baking")):
     return base, folder / "runs"
 
 
-def write_run(path, seed, base_name=None, base_sha256=None, **lora):
+def write_run(path, seed, base_name=None, base_sha256=None, layers=2, **lora):
     """Write the adapter of a run, with random weights, and a manifest where its base is named."""
-    tuned = inject(tiny.tiny_model(**SPREAD), LoraOptions(**lora), seed=seed)
+    tuned = inject(tiny.tiny_model(**SPREAD, num_hidden_layers=layers), LoraOptions(**lora), seed=seed)
     with torch.no_grad():
         for number, (name, parameter) in enumerate(tuned.named_parameters()):
             if "lora_B" in name:

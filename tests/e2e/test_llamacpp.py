@@ -44,8 +44,8 @@ def test_both_engines_answer_piped_questions_and_say_who_they_are(place):
         done[engine] = chatting(place, *words, stdin="12 the\n/base\nthe 12\n/compare the\n")
         assert done[engine].returncode == 0, done[engine].stderr
     assert done["auto"].stdout == done["llamacpp"].stdout
-    assert done["llamacpp"].stderr == "qwen2.gguf, run, F32, engine llamacpp\nnow speaking: base\n"
-    assert done["torch"].stderr.endswith("engine torch\nnow speaking: base\n")
+    assert done["llamacpp"].stderr == "qwen2.gguf, run, F32, cpu, engine llamacpp, seed: 42\nnow speaking: base\n"
+    assert done["torch"].stderr.endswith("engine torch, seed: 42\nnow speaking: base\n")
     assert done["llamacpp"].stdout.count("\n") == done["torch"].stdout.count("\n")
     assert "[base] " in done["llamacpp"].stdout
     assert len(list((place / "cache" / "lora").iterdir())) == 1

@@ -422,7 +422,7 @@ def test_two_tabs_are_answered_at_the_same_time(page, web, folder):
 def endless(folder):
     """A run whose base says a long answer."""
     run = folder / "runs" / "endless"
-    serving.write_run(run, 1, str(folder / "endless"))
+    serving.write_run(run, 1, str(folder / "endless"), layers=24)
     yield
     shutil.rmtree(run)
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from znatok.config import SampleOptions
 from znatok.cost import computed
-from znatok.errors import UsageError, _
+from znatok.errors import UsageError, ZnatokError, _
 from znatok.tokens.chat import Message, Role
 from znatok.web.forms import changing, filled
 from znatok.web.studio import AT_ONCE, Studio, told, waiting
@@ -67,9 +67,13 @@ def chat_tab(studio: Studio) -> Any:
         wanted = Question(question, sample_of(*drawn), int(filled(drawn[-1], "seed")), history, knowledge)
         speaking = speaker(studio, name, who)
         yield [*turns, *answer_of(Said())], ""
-        with studio.talk.opened(*speaking) as models:
-            for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], wanted):
-                yield [*turns, *answer_of(said)], ""
+        try:
+            with studio.talk.opened(*speaking) as models:
+                for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], wanted):
+                    yield [*turns, *answer_of(said)], ""
+        except ZnatokError:
+            yield turns, ""  # nothing waits any more
+            raise
 
     asking = [text, talk, run, voice, knowledge, temperature, top_p, longest, seed]
     outputs = [talk, text]
@@ -78,8 +82,7 @@ def chat_tab(studio: Studio) -> Any:
         [send.click, text.submit], told(answered), asking, outputs, show_progress="minimal", concurrency_limit=AT_ONCE
     )
     stop.click(None, cancels=running)
-    for over in (stop.click, running.failure):
-        over(without_waiting, talk, talk, show_progress="hidden")
+    stop.click(without_waiting, talk, talk, show_progress="hidden")
     talk.clear(None, cancels=running)
     clear.click(None, cancels=running)  # first of the two, and by itself: Gradio would else empty the page, then stop
     clear.click(list, None, talk)
@@ -140,7 +143,7 @@ def answer_of(said: Said) -> list[Turn]:
 
 
 def without_waiting(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the turns without one that waits: its answer was given up, or failed."""
+    """Return the turns without one that waits: its answer was given up."""
     return [turn for turn in turns if kind_of(turn) != WAITS]
 
 
