@@ -3,7 +3,7 @@
 # make bench   speed and memory beside the stock recipe, TRL, transformers and bare llama.cpp (half an hour, idle machine)
 # make test    lint, types, import contracts, tests (a quarter of an hour); CI does that
 # make wheel   build the wheel and test it without the source: CI does that too
-# make trust   kill, fuzz and load it: what takes minutes, CI does that too (SOAK=600 seconds of load, FUZZ=30 a reader)
+# make trust   kill, fuzz, load and team it up: what takes minutes, CI does that too (SOAK=600 seconds of load, FUZZ=30 a reader)
 # make lock    pin every package by its hashes in locks/; make sbom writes the bill of materials of what a user installs
 #
 # PYTHON=python3.12 chooses the interpreter; TORCH_INDEX=URL takes torch from another package index (README: CUDA, CPU).
