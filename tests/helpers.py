@@ -107,7 +107,7 @@ import os, signal, sys
 
 def hold(event, args):
     global rows
-    if event == "open" and args[1] == "a" and str(args[0]).endswith("metrics.jsonl"):
+    if event == "open" and args[2] & os.O_APPEND and str(args[0]).endswith("metrics.jsonl"):
         rows += 1
         if rows == MOST + 1:
             os.read(heard, 1)

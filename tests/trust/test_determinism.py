@@ -61,11 +61,9 @@ def test_a_seed_and_a_number_of_threads_decide_an_adapter(tmp_path, dtype):
         again = train(tmp_path, "again", 2, dtype)
     assert helpers.adapter_bytes(first) == helpers.adapter_bytes(again)
     assert helpers.losses(first) == helpers.losses(again)
-    # The exception: sums of floats are cut up among threads, so another number of them rounds elsewhere.
+    # The exception: sums of floats may be cut up among threads, so another number of them may round elsewhere. Whether
+    # it does is the processor's and the library's affair: of two machines one gave the same bits, the other did not.
     alone = train(tmp_path, "alone", 1, dtype)
-    if dtype == "float32":
-        other = helpers.adapter_bytes(alone) != helpers.adapter_bytes(first)
-        assert other, "if it is no exception any more, say so in docs"
     assert helpers.losses(alone) == pytest.approx(helpers.losses(first), rel=2e-3)
     learned = [
         torch.cat([t.flatten() for n, t in helpers.adapter(run).items() if "lora_B" in n]) for run in (alone, first)
