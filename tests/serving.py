@@ -103,10 +103,10 @@ class Paced:
         desk = type(service.dispatcher._desk)
         step, take = desk.step, desk.take
 
-        def paced(desk):
+        def paced(desk, together):
             if self._leave.acquire(timeout=0.005):  # without leave nothing is said, but who waits may still begin or go
                 self.steps += 1
-                step(desk)
+                step(desk, together)
 
         def counted(desk, job):
             self.begun += 1

@@ -5,14 +5,14 @@ stands in, so that an answer can be looked up. A lexicon of the field makes «п
 people ask in other words than books answer in.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from znatok.data.formats import refuse_irregular
+from znatok.data.formats import read_text
+from znatok.data.lines import JsonLines
 from znatok.data.schema import shown_path
 from znatok.errors import DataError
 from znatok.language import Word, normalise, words_of
@@ -122,29 +122,16 @@ def read_knowledge(path: Path, lexicon: Lexicon | None = None) -> Knowledge:
     Raises:
         DataError: the file can't be read, or holds no text.
     """
-    refuse_irregular(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
-    passages = _records(path, text) if path.suffix == ".jsonl" else _paragraphs(path, text)
+    passages = _records(path) if path.suffix == ".jsonl" else _paragraphs(path)
     if not any(terms(passage.text, lexicon) for passage in passages):
         raise DataError("{path}: no text in it; expected facts, pairs or paragraphs", path=shown_path(path))
     return Knowledge(passages, lexicon)
 
 
-def _records(path: Path, text: str) -> list[Passage]:
+def _records(path: Path) -> list[Passage]:
     passages = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError("{path}:{line}: not JSON", path=shown_path(path), line=number) from None
-        found = next((record[key] for key in TEXT_KEYS if key in record), None) if isinstance(record, dict) else None
+    for number, record in JsonLines(path).objects():
+        found = next((record[key] for key in TEXT_KEYS if key in record), None)
         if not isinstance(found, str) or not found.strip():
             raise DataError(
                 "{path}:{line}: no text; expected one of the keys {keys}",
@@ -155,9 +142,9 @@ def _records(path: Path, text: str) -> list[Passage]:
     return passages
 
 
-def _paragraphs(path: Path, text: str) -> list[Passage]:
+def _paragraphs(path: Path) -> list[Passage]:
     passages, lines, start = [], list[str](), 0
-    for number, line in enumerate([*text.split("\n"), ""], 1):
+    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
         if line.strip():
             start = start if lines else number
             lines.append(line.strip())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import helpers
-from znatok.data import formats, load
+from znatok.data import formats, lines
 from znatok.data.load import read_pairs
 from znatok.data.schema import Pair
 from znatok.errors import DataError
@@ -89,7 +89,7 @@ def test_a_failing_disk_is_a_data_error(file, monkeypatch):
     def broken(*args):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(load.formats, "refuse_head", broken)
+    monkeypatch.setattr(lines.formats, "refuse_head", broken)
     assert complaint(write(file, GOOD)).endswith("can't be read: Input/output error")
 
 
@@ -165,7 +165,7 @@ def test_a_json_array_is_refused_with_a_command_that_works(tmp_path):
 
 
 def test_a_json_array_on_one_very_long_line_is_still_called_an_array(file):
-    assert "one JSON array" in complaint(write(file, "\ufeff\n [" + GOOD + "," + " " * load.MAX_LINE))
+    assert "one JSON array" in complaint(write(file, "\ufeff\n [" + GOOD + "," + " " * lines.MAX_LINE))
 
 
 @pytest.mark.parametrize("first", ["[]", "\ufeff[1, [2]]", '["q", "a"]'])

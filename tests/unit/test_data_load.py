@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from znatok.data import load
+from znatok.data import lines
 from znatok.data.load import BadRecords, copy_lines, read_pairs, scan
 from znatok.data.schema import Pair
 from znatok.errors import DataError
@@ -223,7 +223,7 @@ def test_kept_problems_do_not_hold_the_lines_they_are_about(file):
 
 def test_a_line_of_exactly_the_limit_is_read(file):
     start = '{"prompt": "a", "response": "'
-    text = "b" * (load.MAX_LINE - len(start) - 2)
+    text = "b" * (lines.MAX_LINE - len(start) - 2)
     data = read_pairs(write(file, f'{start}{text}"}}\n'))
     assert len(data.pairs[0].response) == len(text)
     assert "longer than" in complaint(write(file, f'{start}{text}b"}}\n'))
@@ -242,7 +242,7 @@ def test_a_fifty_megabyte_line_is_refused_in_bounded_memory(file):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 3 * load.MAX_LINE
+    assert peak < 3 * lines.MAX_LINE
     assert [pair.line for pair in data.pairs] == [1, 3]
     assert [problem.fields["line"] for problem in data.problems] == [2]
     assert "longer than 4194304 bytes" in str(data.problems[0])

@@ -7,6 +7,7 @@ import pytest
 from znatok.errors import DataError
 from znatok.exam.claims import keeps_form
 from znatok.exam.items import ChoiceItem, NumberClaim, OpenItem, PairItem, TermClaim, read_items
+from znatok.files import sha256
 
 NUMBER = {"kind": "number", "entity": "PLA", "property": "nozzle_temp", "lo": 180, "hi": 220, "unit": "°C"}
 OPEN = {"id": "a", "question": "До скольких греть?", "claims": [NUMBER]}
@@ -125,12 +126,29 @@ def test_every_check_that_is_read_can_be_scored(tmp_path, kind, value, kept, bro
 
 
 def test_other_files_are_refused(tmp_path):
-    for raw, why in ((b"{", ":1: not JSON"), (b"\xff\xfe", "not UTF-8"), (b"", "no test items")):
+    cp1251 = '{"id": "a", "question": "До скольких греть сопло?"}\n'.encode("cp1251")
+    for raw, why in (
+        (b"{", ":1: cut short at character 2"),
+        (b"5\n", ":1: number 5; expected an object"),
+        (b'{"id": "a", "id": "b"}\n', ':1: the key "id" stands twice'),
+        (b'{"id": NaN}\n', ":1: NaN is not JSON"),
+        (b"\xff\xfe", "utf-16"),
+        (cp1251, "iconv -f cp1251"),
+        (b"", "no test items"),
+    ):
         (tmp_path / "x.jsonl").write_bytes(raw)
         with pytest.raises(DataError, match=why):
             read_items([tmp_path / "x.jsonl"])
     with pytest.raises(DataError, match=r"x\.jsonl"):
         read_items([tmp_path / "no" / "x.jsonl"])
+
+
+def test_two_files_of_one_name_are_both_in_the_record(tmp_path):
+    places = [tmp_path / "one" / "mine.jsonl", tmp_path / "two" / "mine.jsonl"]
+    for place in places:
+        place.parent.mkdir()
+    items = read_items([write(places[0], OPEN), write(places[1], CHOICE)])
+    assert items.sha256 == {"mine.jsonl": sha256(places[0]), str(places[1]): sha256(places[1])}
 
 
 def test_an_id_stands_once_in_all_files(tmp_path):

@@ -57,7 +57,8 @@ def test_pairs_are_searched_by_their_answers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
-        ("x.jsonl", "{", "x.jsonl:1: not JSON"),
+        ("x.jsonl", "{", "x.jsonl:1: cut short"),
+        ("x.jsonl", '{"text": "a", "text": "b"}\n', 'x.jsonl:1: the key "text" stands twice'),
         ("x.jsonl", '{"a": 1}', "x.jsonl:1: no text"),
         ("x.md", "\n\n", "no text in it"),
     ],

@@ -24,6 +24,8 @@ from znatok.generate.engine import Request, Stop
 from znatok.generate.torch_engine import Together
 from znatok.retrieve import Knowledge, Passage
 from znatok.runs import Run
+from znatok.serve.desk import Ended, Failed, Job, Piece, TorchDesk
+from znatok.serve.dispatch import Dispatcher
 from znatok.serve.protocol import ChatRequest
 from znatok.serve.roster import find_runs, open_roster
 from znatok.tokens.chat import Message, Role, dialogue
@@ -734,6 +736,29 @@ def test_a_model_that_fails_shows_in_the_health(world, monkeypatch):
         assert raw(address, "GET", "/health")[0] == 503  # a request's own mistake heals nothing
         assert asked(address, {"model": "base", "messages": QUESTION})[0] == 200
         assert raw(address, "GET", "/health")[0] == 200
+
+
+def test_a_model_that_fails_fails_nobody_who_asks_another(world, monkeypatch):
+    """A step was one for all models, so that whoever was being answered by another one failed with it."""
+    roster = open_roster(ModelOptions(model_name=str(world[0]), dtype="float32"), world[1], "", "torch")
+    well, sick = (roster.models[name] for name in ("baking", "printing"))
+    told = {model.name: [] for model in (well, sick)}
+
+    def job(model):
+        request = Request(tuple(dialogue("Что такое PLA?", model.system)), SHORT, 42)
+        return Job(model, lambda: (request, ()), (), told[model.name].append, time.monotonic() + 60)
+
+    step = sick.engine._step
+    monkeypatch.setattr(sick.engine, "_step", lambda *args: step(*args) * torch.nan)
+    dispatcher = Dispatcher(TorchDesk(), 2)
+    dispatcher.submit([job(well), job(sick)])
+    wait_until(lambda: all(isinstance(events[-1:] and events[-1], Ended | Failed) for events in told.values()))
+    dispatcher.close()
+    assert isinstance(told["printing"][-1].error, ModelError)
+    assert "are no numbers" in str(told["printing"][-1].error)
+    assert isinstance(told["baking"][-1], Ended)
+    said = "".join(event.text for event in told["baking"] if isinstance(event, Piece))
+    assert said == chat_says(world, "baking")
 
 
 def test_a_server_that_stops_takes_nothing_more(world, monkeypatch):

@@ -45,7 +45,7 @@ def slowed(service, monkeypatch, seconds=0.02):
     """Make every token of a service take its time."""
     desk = type(service.dispatcher._desk)
     step = desk.step
-    monkeypatch.setattr(desk, "step", lambda desk: time.sleep(seconds) or step(desk))
+    monkeypatch.setattr(desk, "step", lambda *turn: time.sleep(seconds) or step(*turn))
 
 
 def failing(service, monkeypatch, error, after=3):
@@ -53,11 +53,11 @@ def failing(service, monkeypatch, error, after=3):
     desk = type(service.dispatcher._desk)
     step, steps = desk.step, []
 
-    def fail(desk):
+    def fail(desk, together):
         steps.append(1)
         if len(steps) > after:
             raise error
-        step(desk)
+        step(desk, together)
 
     monkeypatch.setattr(desk, "step", fail)
 

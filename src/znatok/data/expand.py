@@ -16,7 +16,6 @@ in it: what is equal or similar to a test question is left out and counted.
 """
 
 import hashlib
-import json
 import math
 import re
 import tomllib
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from znatok.data.clean import leaks, normalised
-from znatok.data.formats import refuse_irregular
+from znatok.data.lines import JsonLines
 from znatok.data.schema import Pair, parse_record, shown_path
 from znatok.errors import DataError
 
@@ -158,7 +157,7 @@ def read_facts(path: Path) -> dict[str, Fact]:
         DataError: the file can't be read, or a record has no id or no statement.
     """
     facts = {}
-    for number, record in _records(path):
+    for number, record in JsonLines(path).objects():
         claim = record.get("claim_ru", record.get("claim"))
         if not isinstance(record.get("id"), str) or not isinstance(claim, str) or not claim.strip():
             raise DataError('{path}:{line}: expected a fact with "id" and "claim"', path=shown_path(path), line=number)
@@ -174,7 +173,7 @@ def read_exposures(path: Path, facts: Mapping[str, Fact]) -> list[Exposure]:
         DataError: a record is bad or names a fact that is not trained.
     """
     found = []
-    for number, record in _records(path):
+    for number, record in JsonLines(path).objects():
         pair = parse_record(record, path, number)
         unknown = [name for name in pair.fact_ids if name not in facts]
         if unknown:
@@ -377,21 +376,3 @@ def _draw(seed: int, *texts: str) -> str:
 
 def _number(seed: int, text: str) -> int:
     return int(_draw(seed, text)[:12], 16)
-
-
-def _records(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    refuse_irregular(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=error) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError("{path}:{line}: not JSON", path=shown_path(path), line=number) from None
-        if not isinstance(record, dict):
-            raise DataError("{path}:{line}: expected an object", path=shown_path(path), line=number)
-        yield number, record

@@ -5,18 +5,16 @@ else an open question. ``docs/evaluation.md`` describes every field. A bad item 
 an evaluation that quietly leaves items out would be about other questions than its report says.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from znatok.data.formats import refuse_irregular
-from znatok.data.schema import described, shown, shown_path
+from znatok.data.lines import JsonLines
+from znatok.data.schema import described, shown
 from znatok.errors import DataError
 from znatok.exam.fields import Fields
-from znatok.files import sha256
 from znatok.lexicon import LANGUAGES
 
 TYPES = (
@@ -146,7 +144,7 @@ class Items:
 
     Attributes:
         open, choices, pairs: the items, by kind.
-        sha256: of each file they came from.
+        sha256: of each file they came from, by its name; by its path where the name was taken.
         unnamed: how many items of a file name no split.
     """
 
@@ -189,12 +187,14 @@ def read_items(paths: Iterable[Path]) -> Items:
     digests: dict[str, str] = {}
     unnamed: Counter[str] = Counter()
     for path in paths:
-        for record in _read(path):
-            if "split" not in record.values:
+        lines = JsonLines(path)
+        for number, values in lines.objects():
+            if "split" not in values:
                 own = next((split for split in SPLITS if split.casefold() == path.stem.casefold()), "")
-                unnamed[shown_path(path)] += not own
-                record.values["split"] = own or UNNAMED
-            place, item = record.place, record.item()
+                unnamed[lines.name] += not own
+                values["split"] = own or UNNAMED
+            place = f"{lines.name}:{number}"
+            item = _Record(place, values).item()
             if item.id in places:
                 raise DataError(
                     '{place}: id "{id}" stands in {other} too: give each item its own',
@@ -202,7 +202,7 @@ def read_items(paths: Iterable[Path]) -> Items:
                 )  # fmt: skip
             places[item.id] = place
             found.append(item)
-        digests[path.name] = sha256(path)
+        digests[path.name if path.name not in digests else lines.name] = lines.digest.hexdigest()
     if not found:
         raise DataError("no test items: name a file of questions with --questions")
     return Items(
@@ -212,29 +212,6 @@ def read_items(paths: Iterable[Path]) -> Items:
         digests,
         +unnamed,
     )
-
-
-def _read(path: Path) -> "Iterable[_Record]":
-    refuse_irregular(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError("{path}: can't be read: {why}", path=shown_path(path), why=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise DataError("{path}: not UTF-8 at byte {at}; convert it first", path=path, at=error.start) from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _record(f"{shown_path(path)}:{number}", line)
-
-
-def _record(place: str, line: str) -> "_Record":
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError("{place}: not JSON: {why}", place=place, why=str(error)[:80]) from None
-    if not isinstance(values, dict):
-        raise DataError("{place}: {found}; expected an object", place=place, found=described(values))
-    return _Record(place, values)
 
 
 class _Record(Fields):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from znatok.errors import ModelError
 from znatok.fast.kernels import rows_apart
 from znatok.generate.engine import Request, Stop, TokenEngine, sayable
 from znatok.generate.rows import INT8_SLOTS, ROW_ATTENTION, SLOTS, RowCache
@@ -133,8 +134,18 @@ class TorchEngine(TokenEngine):
 
     @torch.inference_mode()
     def _take(self, row: _Row, logits_V: Tensor) -> tuple[int, Stop | None, Chances | None]:
-        """Draw a row's next token; tell why it ends with it, if it does, and how likely it was, if that was asked."""
+        """Draw a row's next token; tell why it ends with it, if it does, and how likely it was, if that was asked.
+
+        Raises:
+            ModelError: the logits are no numbers.
+        """
         scores_V = logits_V.float().masked_fill(self._banned_V, -torch.inf)
+        if not scores_V.amax().isfinite():  # NaN is the largest of all, and argmax would say its place as a token
+            raise ModelError(
+                "what the model computed are no numbers: its weights or the adapter's are damaged, or too large for "
+                "{dtype}; another --dtype tells which",
+                dtype=str(logits_V.dtype).removeprefix("torch."),
+            )
         token = draw(scores_V, row.request.sample, row.said, row.generator)
         row.said.append(token)
         likeliest = row.request.likeliest

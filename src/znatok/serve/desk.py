@@ -187,8 +187,16 @@ class Desk(ABC):
         """
 
     @abstractmethod
-    def step(self) -> None:
-        """Say the next token of each job."""
+    def turns(self) -> list[list[Job]]:
+        """Return the jobs that are computed now, those together whose tokens are computed together."""
+
+    @abstractmethod
+    def step(self, together: Sequence[Job]) -> None:
+        """Say the next token of each job of a turn.
+
+        Raises:
+            ModelError: what the model computed is no number.
+        """
 
     @abstractmethod
     def drop(self, job: Job) -> None:
@@ -226,14 +234,19 @@ class TorchDesk(Desk):
             _job, token, stop = place.join(job, job.request)
         self._hear(job, place, token, stop, place.chances)
 
-    def step(self) -> None:
-        """Say the next token of everyone, model by model."""
-        for model, place in self._places.items():
-            if place.size:
-                with self._ready(model, place):
-                    said = [(*one, place.chances) for one in place.step()]
-                for job, token, stop, chances in said:
-                    self._hear(job, place, token, stop, chances)
+    def turns(self) -> list[list[Job]]:
+        """Return a turn for each model: what goes wrong with one is no other's affair."""
+        turns = {model: [job for job in self._jobs if job.model is model] for model in self._places}
+        return [turn for turn in turns.values() if turn]
+
+    def step(self, together: Sequence[Job]) -> None:
+        """Say the next token of everyone who asks one model; ModelError like :meth:`Desk.step`."""
+        model = together[0].model
+        place = self._places[model]
+        with self._ready(model, place):
+            said = [(*one, place.chances) for one in place.step()]
+        for job, token, stop, chances in said:
+            self._hear(job, place, token, stop, chances)
 
     def drop(self, job: Job) -> None:
         """Free the job's row, if it has one."""
@@ -281,17 +294,21 @@ class SerialDesk(Desk):
         job.begin()
         self._job, self._tokens = job, job.model.engine.tokens([job.request])
         try:
-            self.step()
+            self.step([job])
         except BaseException:
             self._job = None
             raise
 
-    def step(self) -> None:
+    def turns(self) -> list[list[Job]]:
+        """Return the one job's turn, if there is one."""
+        return [self.jobs] if self._job is not None else []
+
+    def step(self, together: Sequence[Job]) -> None:
         """Say the next token."""
-        if self._job is not None:
-            _index, token, stop = next(self._tokens)
-            if self._job.hear(token, stop):
-                self._job = None
+        (job,) = together
+        _index, token, stop = next(self._tokens)
+        if job.hear(token, stop):
+            self._job = None
 
     def drop(self, job: Job) -> None:
         """Let go of the job, if it is this one."""

@@ -4,7 +4,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from znatok.errors import SystemFault, UsageError, ZnatokError
 from znatok.serve.desk import Desk, Failed, Job
@@ -98,9 +99,9 @@ class Dispatcher:
     def _work(self) -> None:
         while self._wait():
             if (job := self._next()) is not None:
-                self._guarded(job)
-            if self._desk.jobs:
-                self._guarded(None)
+                self._guarded([job], partial(self._desk.take, job))
+            for turn in self._desk.turns():
+                self._guarded(turn, partial(self._desk.step, turn))
             self._running = len(self._desk.jobs)
 
     def _wait(self) -> bool:
@@ -134,25 +135,21 @@ class Dispatcher:
             job.tell(Failed(error))
         return error is not None
 
-    def _guarded(self, job: Job | None) -> None:
-        """Begin a job, or take a step; whoever it fails for hears of it, and the thread goes on."""
-        concerned = [job] if job is not None else self._desk.jobs
+    def _guarded(self, jobs: Sequence[Job], compute: Callable[[], None]) -> None:
+        """Begin a job, or have a turn take its step; whoever it fails for hears of it, and the thread goes on."""
         try:
-            if job is not None:
-                self._desk.take(job)
-            else:
-                self._desk.step()
-            self._note_ended(concerned)
+            compute()
+            self._note_ended(jobs)
             self.broken = ""
         except UsageError as error:  # of this one request
-            self._fail(concerned, error)
+            self._fail(jobs, error)
         except ZnatokError as error:
             self.broken = type(error).__name__  # before anybody hears of it and asks for the server's health
-            self._fail(concerned, error)
+            self._fail(jobs, error)
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the server
             traceback.print_exc()
             self.broken = type(error).__name__
-            self._fail(concerned, SystemFault("the server failed: {why}", why=type(error).__name__))
+            self._fail(jobs, SystemFault("the server failed: {why}", why=type(error).__name__))
 
     def _note_ended(self, jobs: Sequence[Job]) -> None:
         now, computed = time.monotonic(), self._desk.jobs
