@@ -381,8 +381,9 @@ def test_two_answers_come_together_and_are_what_each_says_alone(world, monkeypat
         last = list(tab.both("mine", "Что такое PLA?", False, 1, 0.0, 16))[-1]
         texts, order = list(last[2].answers), list(last[2].order)
         sample = SampleOptions(temperature=0.0, max_new_tokens=16)
-        with studio.talk.opened(studio.base_of("mine"), studio.run("mine").path) as models:
-            alone = [answered(studio.talk, model, Question("Что такое PLA?", sample, 1)).text for model in models]
+        pair = studio.base_of("mine"), studio.run("mine").path
+        asked = Question("Что такое PLA?", sample, 1)
+        alone = [answered(studio.talk, *pair, asked, voice).text for voice in ("base", "tuned")]
         assert order == ["base", "tuned"]
         assert texts == alone
         assert texts[0] != texts[1]
@@ -447,39 +448,35 @@ def talk():
     talk.close()
 
 
-def answered(talk, model, question):
+def answered(talk, base, run, question, voice="tuned"):
     """Return the whole answer."""
-    ((said,), *_) = reversed(list(talk.stream([model], question)))
+    ((said,), *_) = reversed(list(talk.answers(base, run, [voice], question)))
     return said
 
 
 def test_a_browser_is_not_sent_every_token(world, talk):
-    with talk.opened(str(world[0] / "base"), None) as (model,):
-        begun = time.monotonic()
-        seen = [
-            said.text
-            for (said,) in talk.stream([model], Question("Что?", SampleOptions(temperature=1.0, max_new_tokens=200), 1))
-        ]
-        taken = time.monotonic() - begun
+    asked = Question("Что?", SampleOptions(temperature=1.0, max_new_tokens=200), 1)
+    begun = time.monotonic()
+    seen = [said.text for (said,) in talk.answers(str(world[0] / "base"), None, ["base"], asked)]
+    taken = time.monotonic() - begun
     assert len(seen) <= taken / FRAME + 2
     assert seen == sorted(seen, key=len)
     assert len(seen[-1]) > 200  # an answer long enough to have come in pieces
 
 
 def test_one_model_is_held_at_a_time(world, talk):
-    with talk.opened(str(world[0] / "base"), None) as first:
-        assert [model.name for model in first] == ["base"]
-    with talk.opened(str(world[0] / "base"), None) as again:
-        assert again[0] is first[0]
-    with talk.opened(str(world[0] / "base"), world[1] / "mine") as both:
-        assert [model.name for model in both] == ["base", "mine"]
-    with pytest.raises(ModelError), talk.opened(str(world[0] / "nowhere"), None):
-        pytest.fail("opened")
-    with (
-        talk.opened(str(world[0] / "base"), None) as (model,),
-        pytest.raises(UsageError, match=r"the dialogue takes \d+ tokens and the model sees 512"),
-    ):
-        answered(talk, model, Question("слово " * 17_000, QUICK, 1))  # 100 000 characters
+    base, asked = str(world[0] / "base"), Question("Что?", QUICK, 1)
+    answered(talk, base, None, asked)
+    first = talk._roster
+    assert list(first.models) == ["base"]
+    answered(talk, base, None, asked)
+    assert talk._roster is first
+    answered(talk, base, world[1] / "mine", asked)
+    assert list(talk._roster.models) == ["base", "mine"]
+    with pytest.raises(ModelError):
+        answered(talk, str(world[0] / "nowhere"), None, asked)
+    with pytest.raises(UsageError, match=r"the dialogue takes \d+ tokens and the model sees 512"):
+        answered(talk, base, None, Question("слово " * 17_000, QUICK, 1))  # 100 000 characters
 
 
 def test_another_tab_waits_for_its_model_and_takes_none_away(world, talk):
@@ -488,22 +485,49 @@ def test_another_tab_waits_for_its_model_and_takes_none_away(world, talk):
     said = []
 
     def second_tab():
-        with talk.opened(base, world[1] / "mine") as models:
-            said.append(answered(talk, models[-1], Question("Что?", QUICK, 1)))
+        said.append(answered(talk, base, world[1] / "mine", Question("Что?", QUICK, 1)))
 
-    with talk.opened(base, None) as (model,):
-        stream = talk.stream([model], Question("Что?", long, 1))
-        next(stream)
-        other = threading.Thread(target=second_tab)
-        other.start()
-        time.sleep(0.2)
-        assert said == []
-        first = list(stream)[-1][0]
-        assert first.ended
+    stream = talk.answers(base, None, ["base"], Question("Что?", long, 1))
+    next(answers for answers in stream if answers[0].begun)
+    other = threading.Thread(target=second_tab)
+    other.start()
+    time.sleep(0.2)
+    assert said == []
+    first = list(stream)[-1][0]
+    assert first.ended
     other.join(60)
     assert said[0].ended
-    with talk.opened(base, None) as (model,):
-        assert answered(talk, model, Question("Что?", long, 1)).text == first.text
+    assert answered(talk, base, None, Question("Что?", long, 1)).text == first.text
+
+
+@pytest.mark.usefixtures("slow")
+def test_whoever_waits_for_a_model_may_leave_and_takes_nothing_along(world, talk):
+    """A page that waited could not be left before its turn had come, and then answered in a dialogue begun since."""
+    base, run, long = str(world[0] / "base"), world[1] / "mine", SampleOptions(temperature=1.0, max_new_tokens=400)
+    speaking = talk.answers(base, None, ["base"], Question("Что?", long, 1))
+    next(answers for answers in speaking if answers[0].begun)
+    waiting = talk.answers(base, run, ["tuned"], Question("Что?", QUICK, 1))
+    for _frame in range(3):
+        assert not next(waiting)[0].begun
+    waiting.close()
+    wait_until(lambda: talk._users == 1)
+    assert next(speaking)[0].begun
+    speaking.close()
+    wait_until(lambda: talk._users == 0)
+    assert answered(talk, base, run, Question("Что?", QUICK, 1)).ended
+
+
+def test_a_model_that_comes_after_its_page_has_left_is_lent_to_the_next(world, talk, monkeypatch):
+    base, come = str(world[0] / "base"), threading.Event()
+    loaded = talk._loaded
+    monkeypatch.setattr(talk, "_loaded", lambda wanted: come.wait(30) and loaded(wanted))
+    leaving = talk.answers(base, None, ["base"], Question("Что?", QUICK, 1))
+    assert not next(leaving)[0].begun
+    leaving.close()
+    assert talk._users == 1  # it is being loaded, and nobody may close it meanwhile
+    come.set()
+    wait_until(lambda: talk._users == 0)
+    assert answered(talk, base, None, Question("Что?", QUICK, 1)).ended
 
 
 @pytest.mark.usefixtures("slow")
@@ -514,8 +538,7 @@ def test_a_page_that_closes_keeps_nobody_waiting(world):
 
     def tab(name, run):
         try:
-            with talk.opened(base, run) as models:
-                outcome[name] = answered(talk, models[-1], Question("Что?", long, 1))
+            outcome[name] = answered(talk, base, run, Question("Что?", long, 1))
         except Stopping:
             outcome[name] = "given up"
 
@@ -533,37 +556,35 @@ def test_a_page_that_closes_keeps_nobody_waiting(world):
 def test_a_run_that_was_trained_on_is_read_anew(world, talk, tmp_path):
     run = shutil.copytree(world[1] / "mine", tmp_path / "mine")
     base, asked = str(world[0] / "base"), Question("Что?", QUICK, 1)
-    with talk.opened(base, run) as models:
-        before = answered(talk, models[-1], asked).text
+    before = answered(talk, base, run, asked).text
     serving.write_run(tmp_path / "other", 7)
     shutil.copy(tmp_path / "other" / "adapter_model.safetensors", run)
-    with talk.opened(base, run) as models:
-        assert answered(talk, models[-1], asked).text != before
+    assert answered(talk, base, run, asked).text != before
 
 
 @pytest.mark.usefixtures("slow")
 def test_an_answer_given_up_is_no_burden(world, talk):
-    with talk.opened(str(world[0] / "base"), None) as (model,):
-        stream = talk.stream([model, model], Question("Что?", SampleOptions(temperature=1.0, max_new_tokens=400), 1))
-        next(stream)
-        stream.close()
-        wait_until(lambda: talk._dispatcher.running == 0, 15)  # 400 steps would take 20
-        assert answered(talk, model, Question("Что?", QUICK, 1)).ended
+    base, long = str(world[0] / "base"), SampleOptions(temperature=1.0, max_new_tokens=400)
+    stream = talk.answers(base, None, ["base", "base"], Question("Что?", long, 1))
+    next(answers for answers in stream if all(said.begun for said in answers))
+    stream.close()
+    wait_until(lambda: talk._dispatcher.running == 0, 15)  # 400 steps would take 20
+    assert answered(talk, base, None, Question("Что?", QUICK, 1)).ended
 
 
 def test_passages_are_looked_up_and_named_also_after_the_file_has_changed(world, talk, tmp_path):
     path = tmp_path / "facts.md"
     path.write_text("PLA печатают при 200 °C.\n\nСмолу моют спиртом.\n", encoding="utf-8")
     asked = Question("Что такое PLA?", QUICK, 1, knowledge=str(path))
-    with talk.opened(str(world[0] / "base"), None) as (model,):
-        assert answered(talk, model, asked).sources == ("facts.md:1",)
-        known = talk._known(str(path))
-        assert talk._known(str(path)) is known
-        path.write_text("Смолу моют спиртом.\n\nЧто такое PLA: полилактид.\n", encoding="utf-8")
-        assert answered(talk, model, asked).sources == ("facts.md:3",)
-        path.unlink()
-        with pytest.raises(DataError, match=r"facts\.md"):
-            answered(talk, model, asked)
+    base = str(world[0] / "base")
+    assert answered(talk, base, None, asked).sources == ("facts.md:1",)
+    known = talk._known(str(path))
+    assert talk._known(str(path)) is known
+    path.write_text("Смолу моют спиртом.\n\nЧто такое PLA: полилактид.\n", encoding="utf-8")
+    assert answered(talk, base, None, asked).sources == ("facts.md:3",)
+    path.unlink()
+    with pytest.raises(DataError, match=r"facts\.md"):
+        answered(talk, base, None, asked)
 
 
 def by_browser(turns):
@@ -577,13 +598,13 @@ def by_browser(turns):
 def test_the_model_reads_bare_answers_as_in_a_terminal(world, monkeypatch):
     """Sources stood in the answer's text, so the model read them as its own words, and only in a browser."""
     (world[0] / "facts.md").write_text("PLA печатают при 200 °C.\n", encoding="utf-8")
-    real, histories = Talk.stream, []
+    real, histories = Talk.answers, []
 
-    def stream(talk, models, question):
+    def answers(talk, base, run, voices, question):
         histories.append(list(question.history))
-        return real(talk, models, question)
+        return real(talk, base, run, voices, question)
 
-    monkeypatch.setattr(Talk, "stream", stream)
+    monkeypatch.setattr(Talk, "answers", answers)
     studio = Studio(world[0])
     answered = next(one.fn for one in build_page(studio).fns.values() if one.name == "answered")
     try:

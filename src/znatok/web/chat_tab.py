@@ -66,11 +66,9 @@ def chat_tab(studio: Studio) -> Any:
         knowledge = str(studio.file(where)) if where else None
         wanted = Question(question, sample_of(*drawn), int(filled(drawn[-1], "seed")), history, knowledge)
         speaking = speaker(studio, name, who)
-        yield [*turns, *answer_of(Said())], ""
         try:
-            with studio.talk.opened(*speaking) as models:
-                for (said,) in studio.talk.stream([models[0 if who == "base" else -1]], wanted):
-                    yield [*turns, *answer_of(said)], ""
+            for (said,) in studio.talk.answers(*speaking, ["base" if who == "base" else "tuned"], wanted):
+                yield [*turns, *answer_of(said)], ""
         except ZnatokError:
             yield turns, ""  # nothing waits any more
             raise

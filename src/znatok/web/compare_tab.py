@@ -102,12 +102,9 @@ class CompareTab:
         titles = ["1", "2"] if blind else [_("base"), _("tuned")]
         asked = Question(question, SampleOptions(temperature=temperature, max_new_tokens=longest), seed)
         base, run = self._studio.base_of(name), self._studio.run(name).path
-        said = [Said(), Said()]
-        yield *boxes(said, titles), None, ""  # no vote on half an answer
-        with self._studio.talk.opened(base, run) as models:
-            voices = {"base": models[0], "tuned": models[-1]}
-            for said in self._studio.talk.stream([voices[who] for who in order], asked):
-                yield *boxes(said, titles), None, ""
+        said: list[Said] = []
+        for said in self._studio.talk.answers(base, run, order, asked):
+            yield *boxes(said, titles), None, ""  # no vote on half an answer
         texts = tuple(one.text for one in said)
         state = Comparison(name, question, seed, temperature, blind, tuple(order), texts)
         yield gr.skip(), gr.skip(), state, _("which one is better?")

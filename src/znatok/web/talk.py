@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from znatok.tokens.chat import Message, dialogue
 PATIENCE = 3600.0  # seconds an answer may take
 CONTEXT = 4096
 QUEUE = 64
+PAGES = 64  # that may wait for a model at the same time
 FRAME = 0.1  # seconds between two looks at an answer: shown every token, a browser falls behind and obeys no button
 
 Stamp = tuple[tuple[int, ...], ...]
@@ -78,44 +80,73 @@ class Talk:
         self._wanted: Model | None = None
         self._users = 0
         self._closed = False
+        self._lenders = ThreadPoolExecutor(PAGES, "znatok-lend")
         self._loading = threading.Lock()  # held while a model comes or goes
         self._opened: Model | None = None
         self._roster: Roster | None = None
         self._dispatcher: Dispatcher | None = None
         self._knowledge: dict[str, tuple[Stamp, Knowledge]] = {}
 
-    @contextlib.contextmanager
-    def opened(self, base: str, run: Path | None) -> Iterator[list[Offered]]:
-        """Lend what answers, the base first: a base, and the adapter of a run where one is named.
+    def answers(self, base: str, run: Path | None, voices: Sequence[str], question: Question) -> Iterator[list[Said]]:
+        """Yield the answers of several voices as they grow, asked at once; closing the iterator gives them up.
 
-        What another page has been lent stays until it is given back: whoever wants something else waits.
+        They are yielded every ``FRAME`` seconds, also while they wait for a model or for their turn: only then can
+        whoever listens turn away.
+
+        Args:
+            base: what was or can be trained on.
+            run: a run on it, or None for the base alone.
+            voices: of each answer, ``base`` or ``tuned``.
+            question: what they are asked.
 
         Raises:
             ModelError: the base can't be loaded, or the run was trained on another.
+            UsageError: the dialogue is longer than a model sees.
             Stopping: it was closed.
         """
-        wanted = (base, run, stamp(run / "adapter_model.safetensors") if run is not None else ())
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._users or self._wanted == wanted)
-            self._wanted = wanted
-            self._users += 1
-        try:
-            with self._loading:
-                models = self._loaded(wanted)
-            yield models
-        finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
+        answers = [Said() for _ in voices]
+        with self._lending(base, run) as lent:
+            while not lent.done():
+                yield answers
+                time.sleep(FRAME)
+            models = {"base": lent.result()[0], "tuned": lent.result()[-1]}
+            yield from self._heard([models[voice] for voice in voices], question, answers)
 
-    def stream(self, models: Sequence[Offered], question: Question) -> Iterator[list[Said]]:
-        """Yield the answers of models that are lent as they grow, asked at once; closing the iterator gives them up.
+    @contextlib.contextmanager
+    def _lending(self, base: str, run: Path | None) -> Iterator[Future[list[Offered]]]:
+        """Lend what answers, the base first, once it is there: a base, and the adapter of a run where one is named.
 
-        They are yielded every ``FRAME`` seconds, also while they wait: only then can whoever listens turn away.
-
-        Raises:
-            UsageError: the dialogue is longer than a model sees.
+        What another page has been lent stays until it is given back: whoever wants something else waits, in a thread
+        of its own, and is lent nothing once it has left.
         """
+        wanted = (base, run, stamp(run / "adapter_model.safetensors") if run is not None else ())
+        left = threading.Event()
+        lent = self._lenders.submit(self._lend, wanted, left)
+        try:
+            yield lent
+        finally:
+            left.set()
+            with self._changed:
+                self._changed.notify_all()
+            lent.add_done_callback(self._give_back)  # at once, or when a model has come that nobody waits for
+
+    def _lend(self, wanted: Model, left: threading.Event) -> list[Offered]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or left.is_set() or not self._users or self._wanted == wanted)
+            self._users += 1
+            if left.is_set():
+                return []
+            self._wanted = wanted
+        with self._loading:
+            return self._loaded(wanted)
+
+    def _give_back(self, _lent: Future[list[Offered]]) -> None:
+        with self._changed:
+            self._users -= 1
+            self._changed.notify_all()
+
+    def _heard(self, models: Sequence[Offered], question: Question, answers: list[Said]) -> Iterator[list[Said]]:
+        """Ask models that are lent, and yield what they have said so far."""
         dispatcher = self._dispatcher
         if dispatcher is None:  # closed between lending and asking
             raise Stopping("the server is stopping")
@@ -127,7 +158,6 @@ class Talk:
 
         jobs = [job(place, model) for place, model in enumerate(models)]
         dispatcher.submit(jobs)
-        answers = [Said() for _ in jobs]
         try:
             while not all(said.ended for said in answers):
                 time.sleep(FRAME)
