@@ -63,7 +63,10 @@ def main() -> int:
             f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, nothing left out; testing it without src/", flush=True
         )
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *TESTS], cwd=tree, env=environment, check=False
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *TESTS],
+            cwd=tree,
+            env=environment,
+            check=False,
         ).returncode
 
 

@@ -25,6 +25,25 @@ _WORDS: dict[str, tuple[str, str]] = {  # English, then Russian
     "proof.forgetting": ("What was forgotten", "Что забыто"),
     "image.loss": ("Loss while training", "Функция потерь при обучении"),
     "proof.items": ("Every question and answer", "Все вопросы и ответы"),
+    "log.choices": ("choices", "выбор ответа"),
+    "log.choices.note": (
+        "Each option: its probability among all of its question, in brackets nats per byte. The model chooses the "
+        "option with the fewest nats per byte (✓ right, ✗ wrong); the right one is named in colour.",
+        "У каждого варианта — его вероятность среди всех вариантов вопроса, в скобках натов на байт. Модель выбирает "
+        "тот, у которого натов на байт меньше всего (✓ верно, ✗ неверно); верный вариант выделен цветом.",
+    ),
+    "log.pairs": ("pairs", "пары"),
+    "log.pairs.note": (
+        "By how many nats the model holds the true statement (the upper one) likelier than the false one: as an answer "
+        "to the question, in brackets by itself.",
+        "На сколько натов модель считает верное утверждение (верхнее) вероятнее неверного: в ответе на вопрос, в "
+        "скобках — само по себе.",
+    ),
+    "log.prose": ("prose", "проза"),
+    "log.prose.note": ("Bits per byte of each window of the text.", "Бит на байт в каждом окне текста."),
+    "log.window": ("Window", "Окно"),
+    "log.bytes": ("bytes", "байт"),
+    "log.whole": ("all windows", "все окна"),
     "image.forest": (
         "Differences with 95 % intervals, each on its own scale",
         "Разницы с 95-процентными интервалами, каждая в своём масштабе",

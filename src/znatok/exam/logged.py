@@ -3,31 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from znatok.eval.labels import LANGUAGES, labels, number
+from znatok.eval.labels import labels, number
 from znatok.exam.likelihood import shares
 from znatok.exam.scores import Row
-
-_WORDS: dict[str, tuple[str, str]] = {
-    "choices": ("choices", "выбор ответа"),
-    "choices.note": (
-        "Each option: its probability among all of its question, in brackets nats per byte. The model chooses the "
-        "option with the fewest nats per byte (✓ right, ✗ wrong); the right one is named in colour.",
-        "У каждого варианта — его вероятность среди всех вариантов вопроса, в скобках натов на байт. Модель выбирает "
-        "тот, у которого натов на байт меньше всего (✓ верно, ✗ неверно); верный вариант выделен цветом.",
-    ),
-    "pairs": ("pairs", "пары"),
-    "pairs.note": (
-        "By how many nats the model holds the true statement (the upper one) likelier than the false one: as an answer "
-        "to the question, in brackets by itself.",
-        "На сколько натов модель считает верное утверждение (верхнее) вероятнее неверного: в ответе на вопрос, в "
-        "скобках — само по себе.",
-    ),
-    "prose": ("prose", "проза"),
-    "prose.note": ("Bits per byte of each window of the text.", "Бит на байт в каждом окне текста."),
-    "window": ("Window", "Окно"),
-    "bytes": ("bytes", "байт"),
-    "whole": ("all windows", "все окна"),
-}
 
 
 class Cell(NamedTuple):
@@ -57,19 +35,22 @@ def logs_of(rows: Sequence[Row], texts: Sequence[Row], language: str) -> list[Lo
         texts: bits per byte, see :class:`znatok.exam.examine.Result`.
         language: of the captions.
     """
-    words = {key: pair[LANGUAGES.index(language)] for key, pair in _WORDS.items()}
+    words = labels(language)
     logs = []
     for kind, name, made in (("choice", "choices", _choice), ("pair", "pairs", _pair)):
         for split in sorted({row["split"] for row in rows if row["kind"] == kind}):
             own = [row for row in rows if row["kind"] == kind and row["split"] == split]
             found = [made(heard, language) for heard in _by(own, "id").values()]
             table = [row for item in found for row in item]
-            head = [words[name], *_voices(own, language)]
-            logs.append(Log(f"{split}-{name}", f"{split}: {words[name]}", words[f"{name}.note"], head, table))
+            title, head = f"{split}: {words[f'log.{name}']}", [words[f"log.{name}"], *_voices(own, language)]
+            logs.append(Log(f"{split}-{name}", title, words[f"log.{name}.note"], head, table))
     for name, heard in _by(texts, "text").items():
-        head = [words["window"], words["bytes"], *_voices(heard, language)]
-        title = f"{words['prose']}, {name}"
-        logs.append(Log(f"prose-{name}", title, words["prose.note"], head, _prose(heard, words["whole"], language)))
+        title, head = (
+            f"{words['log.prose']}, {name}",
+            [words["log.window"], words["log.bytes"], *_voices(heard, language)],
+        )
+        table = _prose(heard, words["log.whole"], language)
+        logs.append(Log(f"prose-{name}", title, words["log.prose.note"], head, table))
     return logs
 
 
