@@ -234,7 +234,7 @@ def screen(monkeypatch):
 
 
 def test_a_terminal_gets_its_cursor_back_even_after_an_error(tmp_path, screen):
-    display = Display(tmp_path / "metrics.jsonl")
+    display = Display(Metrics(tmp_path / "metrics.jsonl"))
     display.on_train_begin(None, state(), None)
     assert "\x1b[?25l" in screen.getvalue()
     display.close()
@@ -244,9 +244,9 @@ def test_a_terminal_gets_its_cursor_back_even_after_an_error(tmp_path, screen):
 
 def shown(tmp_path):
     """Show a step and a validation."""
-    path = tmp_path / "metrics.jsonl"
-    write_jsonl(path, [row(1, tokens_per_second=12.34)])
-    display = Display(path)
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.speed = 12.34
+    display = Display(metrics)
     display.on_train_begin(None, state(), None)
     display.on_log(None, state(1), None, logs={"loss": 5.0})
     display.on_log(None, state(3), None, logs={"eval_loss": 4.5})
@@ -259,8 +259,8 @@ def test_a_terminal_that_can_not_move_its_cursor_gets_plain_lines(tmp_path, monk
     dumb = Console(file=stream, force_terminal=True, _environ={"TERM": "dumb"}, width=200, soft_wrap=True)
     monkeypatch.setattr(logs, "_console", dumb)
     shown(tmp_path)
-    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
-        "step 1/9: loss 5.0000",
+    assert [line.split(" tokens/s")[0] for line in stream.getvalue().splitlines()] == [
+        "step 1/9: loss 5.0000, 12.3",
         "step 3/9: validation loss 4.5000",
     ]
     assert "\x1b" not in stream.getvalue()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback
 
 from znatok.errors import Interrupted, _
-from znatok.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from znatok.files import append_jsonl, read_json, write_json, write_jsonl
 from znatok.logs import console, peak_rss_bytes, say
 from znatok.runs import metrics_rows
 from znatok.train.team import ALONE, Team
@@ -21,9 +21,14 @@ FREE_RUN = ("loss", "grad_norm", "learning_rate")
 
 
 class Metrics(TrainerCallback):
-    """Appends a row per optimiser step and per validation to ``metrics.jsonl``."""
+    """Appends a row per optimiser step and per validation to ``metrics.jsonl``.
+
+    Attributes:
+        speed: tokens per second of the last step.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.speed = 0.0
         self._path = path
         self._step_started = 0.0
         self._tokens_before = 0
@@ -53,7 +58,7 @@ class Metrics(TrainerCallback):
             append_jsonl(self._path, {**place, "val_loss": logs["eval_loss"]})
         elif "loss" in logs:
             tokens = int(state.num_input_tokens_seen)
-            speed = (tokens - self._tokens_before) / max(self._step_seconds, 1e-9)
+            self.speed = (tokens - self._tokens_before) / max(self._step_seconds, 1e-9)
             self._tokens_before = tokens
             append_jsonl(
                 self._path,
@@ -61,7 +66,7 @@ class Metrics(TrainerCallback):
                 | {key: logs[key] for key in FREE_RUN if key in logs}
                 | {
                     "tokens": tokens,
-                    "tokens_per_second": round(speed, 2),
+                    "tokens_per_second": round(self.speed, 2),
                     "seconds": round(self._seconds, 3),
                     "peak_rss_bytes": peak_rss_bytes(),
                 },
@@ -71,7 +76,8 @@ class Metrics(TrainerCallback):
 class Display(TrainerCallback):
     """Shows loss, speed, time left and memory: a live bar on a terminal that can move, plain lines elsewhere."""
 
-    def __init__(self, metrics: Path) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        """Show what ``metrics``, which hears of a step first, has made of it."""
         self._metrics = metrics
         self._bar: Progress | None = None
 
@@ -86,7 +92,7 @@ class Display(TrainerCallback):
             self._bar.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Show the newest row."""
+        """Show the step, or the validation."""
         logs = logs or {}
         if "eval_loss" in logs:
             text = _message("step {step}/{steps}: validation loss {loss:.4f}", state, loss=logs["eval_loss"])
@@ -97,12 +103,11 @@ class Display(TrainerCallback):
     def _show(self, state: Any, logs: dict[str, Any]) -> None:
         done = state.global_step - self._first_step
         left = (time.perf_counter() - self._started) / max(done, 1) * (state.max_steps - state.global_step)
-        last = read_jsonl(self._metrics)[-1]
         text = _message(
             "step {step}/{steps}: loss {loss:.4f}, {speed:.1f} tokens/s, {left} left, {memory:.1f} GB",
             state,
             loss=logs["loss"],
-            speed=last.get("tokens_per_second", 0.0),
+            speed=self._metrics.speed,
             left=duration(left),
             memory=peak_rss_bytes() / 1e9,
         )

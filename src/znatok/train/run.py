@@ -195,13 +195,14 @@ def recorded(run: Run) -> Iterator[None]:
 def build_trainer(config: TrainConfig, ready: Prepared, run: Run) -> Wired:
     """Wire the Trainer with its callbacks; the order of callbacks is the order they hear of a step."""
     transformers.set_seed(config.train.seed)  # dropout draws from the global generator
-    signals, display = Signals(ready.team), Display(run.metrics)
+    signals, metrics = Signals(ready.team), Metrics(run.metrics)
+    display = Display(metrics)
     write_adapter = adapter_writer(ready)
     best = Best(run.checkpoints, config.train.early_stopping, write_adapter)
     callbacks = [
         signals,  # before SaveAfterValidation, which holds its checkpoint back at the end of an epoch
         SaveAfterValidation(),
-        Metrics(run.metrics),
+        metrics,
         display,
         best,
     ]
