@@ -40,7 +40,7 @@ check: setup
 	$(BIN)/python tools/generate_docs.py --check
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --cov --cov-report=term --cov-fail-under=90
 
 wheel: setup
 	$(BIN)/python tools/try_wheel.py
@@ -49,7 +49,7 @@ SOAK ?= 600
 FUZZ ?= 30
 
 trust: setup
-	SOAK=$(SOAK) FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --dist worksteal tests/trust
+	SOAK=$(SOAK) FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 tests/trust
 
 # What a user may install, and what the set-up installs.
 EXTRAS := --extra llamacpp --extra quant --extra search --extra judge --extra web
