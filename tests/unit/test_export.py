@@ -106,6 +106,7 @@ def test_every_form_answers_like_the_adapter(based, tmp_path, to):
     assert made.served is not None
     assert made.served.passed
     assert made.served.template is True
+    assert made.served.chat is True
     assert made.served.largest_lead < 0.1
     assert made.served.tokens > 20
     stored = json.loads((tmp_path / to / "parity.json").read_text(encoding="utf-8"))
@@ -248,6 +249,17 @@ def test_a_server_that_answers_alike_lets_an_export_be(outspoken, tmp_path):
         assert (found.identical, found.largest_lead, found.template) == (4, 0, True)
         assert found.drift < 1e-4  # the server told how likely its tokens were
     assert (made.parity.limits, made.served.limits) == (parity.FINE, parity.SERVED)
+    assert (made.parity.chat, made.served.chat) == (None, True)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_server_says_token_for_token_what_a_chat_says(outspoken, tmp_path, monkeypatch):
+    """One spoilt matrix of many was within what int8 may cost; beside a chat in the same numbers nothing is."""
+    served_weight(monkeypatch)
+    monkeypatch.setattr(module, "SERVED", parity.Limits(math.inf, math.inf))
+    with pytest.raises(GateError, match=r"^znatok serve: it says other tokens than a chat with the run"):
+        export(outspoken, ExportOptions(to="merged", merged_dtype="float32", export_dir=str(tmp_path / "x")))
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
 @pytest.mark.parametrize("spoil", [served_scale, served_weight, served_template])

@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from znatok.config import ModelOptions, SampleOptions, ServeOptions
 from znatok.errors import GateError
-from znatok.expert import Expert
-from znatok.export.parity import TOKENS, Export, Heard
-from znatok.generate.engine import Request
+from znatok.expert import Expert, Voice, open_expert
+from znatok.export.parity import TOKENS, Export, Heard, spoken
+from znatok.generate.engine import Request, TokenEngine
+from znatok.generate.torch_engine import TorchEngine
 from znatok.tokens.chat import Message, Role
 
 HOST = "127.0.0.1"
@@ -60,11 +62,23 @@ def opened(expert: Expert, longest: int) -> Iterator[Export]:
         app = build_app(Service(roster, dispatcher, SampleOptions(), PATIENCE), {HOST}, None)
         with _at_a_port(app, lambda _asked: dispatcher.give_up()) as port:
             client = _Client(port, list(roster.models)[-1], logprobs=roster.in_torch)
-            yield Export(f"znatok serve ({roster.engine}, {roster.format})", client.hear, [client.render])
+            computed = roster.engine, roster.format
+            yield Export(
+                f"znatok serve ({', '.join(computed)})", client.hear, [client.render], partial(_chat, expert, *computed)
+            )
     finally:
         dispatcher.give_up()
         dispatcher.close()
         roster.close()
+
+
+def _chat(expert: Expert, engine: str, dtype: str, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+    """Return what ``znatok chat`` with the expert's run says, computed as the server computes."""
+    options = ModelOptions(model_name=expert.base_name, dtype=dtype if engine == TorchEngine.name else "auto")
+    alone = open_expert(options, expert.run, expert.system, engine)
+    with contextlib.closing(alone), alone.speaking(Voice.TUNED) as voice:
+        assert isinstance(voice, TokenEngine)
+        return spoken(voice, requests)
 
 
 class _Client:

@@ -5,7 +5,8 @@ template in the export is rendered by its own rules, and its ids are compared wi
 *weights*: a wrong scale, a spoilt tensor, too coarse a rounding. So the export says greedy tokens, and base and adapter
 in float32 read them: by how much does their best token lead the one that was said, and how far apart are the two log
 probabilities of it? Identical texts have a lead of 0 everywhere; rounding lets near ties go the other way and moves
-probabilities a little, which the limits allow, and nothing else.
+probabilities a little, which the limits allow, and nothing else. Where a chat computes in the same numbers, as beside a
+server, there is no rounding to allow for: both have to say the same tokens.
 """
 
 import math
@@ -89,6 +90,7 @@ class Parity:
         drift: mean difference of the log probabilities of what was said, in nats; None where none were told.
         template: whether its own templates give the ids that were trained; None where it has none.
         limits: within which it passes.
+        chat: whether a chat in the same numbers says the same tokens; None where there is none.
     """
 
     engine: str
@@ -100,22 +102,28 @@ class Parity:
     drift: float | None
     template: bool | None
     limits: Limits = FINE
+    chat: bool | None = None
 
     @property
     def passed(self) -> bool:
         """Tell whether the export may be used."""
-        near = self.largest_lead <= self.limits.lead and (self.drift is None or self.drift <= self.limits.drift)
-        return self.template is not False and near
+        return self.template is not False and self.near and self.chat is not False
+
+    @property
+    def near(self) -> bool:
+        """Tell whether it is within its limits."""
+        return self.largest_lead <= self.limits.lead and (self.drift is None or self.drift <= self.limits.drift)
 
     def line(self) -> str:
         """Return it for people."""
-        return _(
+        line = _(
             "answers like the adapter: {identical} of {questions} word for word, {agreeing} of {tokens} tokens;"
             " largest lead {lead:.3f} logits (limit {lead_limit}), {drift}, computed by {engine}",
             identical=self.identical, questions=self.questions, agreeing=self.agreeing, tokens=self.tokens,
             lead=self.largest_lead, lead_limit=self.limits.lead, engine=self.engine,
             drift=self._drift(),
         )  # fmt: skip
+        return line + (_("; token for token what a chat in the same numbers says") if self.chat else "")
 
     def _drift(self) -> str:
         if self.drift is None:
@@ -130,12 +138,18 @@ class Parity:
                 " nothing was kept",
                 what=what,
             )
-        if not self.passed:
+        if not self.near:
             raise GateError(
                 "{what}: it answers otherwise than the adapter: a token it says trails by {lead:.2f} logits (limit"
                 " {lead_limit}), {drift}; nothing was kept; {remedy}",
                 what=what, remedy=remedy, lead=self.largest_lead, lead_limit=self.limits.lead, drift=self._drift(),
             )  # fmt: skip
+        if self.chat is False:
+            raise GateError(
+                "{what}: it says other tokens than a chat with the run in the same numbers, so one of the two is"
+                " wrong; nothing was kept; please report it",
+                what=what,
+            )
 
 
 class Heard(NamedTuple):
@@ -146,11 +160,19 @@ class Heard(NamedTuple):
 
 
 class Export(NamedTuple):
-    """An export at work: what computes it, how it is asked, and the templates it has."""
+    """An export at work.
+
+    Attributes:
+        engine: what computes it.
+        hear: asks it.
+        renders: the templates it has.
+        chat: asks a chat that computes in the same numbers, where there is one; called once the export is closed.
+    """
 
     engine: str
     hear: Callable[[Sequence[Request]], list[Heard]]
     renders: list[Render]
+    chat: Callable[[Sequence[Request]], list[tuple[int, ...]]] | None = None
 
 
 def questions_of(run: Run) -> list[str]:
@@ -182,9 +204,9 @@ class Reference:
         with opening as export:
             heard = export.hear(self._requests)
             template = same_ids(self._expert, export.renders) if export.renders else None
-        chat = self._expert.chat
-        prompts = [chat.prompt_ids(request.messages) for request in self._requests]
-        may = sorted(sayable(chat))
+        chat = None if export.chat is None else export.chat(self._requests) == [one.tokens for one in heard]
+        prompts = [self._expert.chat.prompt_ids(request.messages) for request in self._requests]
+        may = sorted(sayable(self._expert.chat))
         with self._expert.weights(Voice.TUNED) as model:
             read = [reading(model, ids, answer.tokens, may) for ids, answer in zip(prompts, heard, strict=True)]
         leads = [lead for one in read for lead in one.leads]
@@ -204,6 +226,7 @@ class Reference:
             drift=round(fmean(drifts), 5) if drifts else None,
             template=template,
             limits=limits,
+            chat=chat,
         )
 
     @property
@@ -215,7 +238,7 @@ class Reference:
     def _said(self) -> list[tuple[int, ...]]:
         """The adapter's own answers."""
         with self._expert.weights(Voice.TUNED) as model:
-            return _spoken(TorchEngine(model, self._expert.chat), self._requests)
+            return spoken(TorchEngine(model, self._expert.chat), self._requests)
 
 
 class Reading(NamedTuple):
@@ -248,7 +271,8 @@ def reading(model: Any, ids: Sequence[int], said: Sequence[int], may: Sequence[i
     return Reading(leads_T.tolist(), (chosen_T - logits_TV.logsumexp(1)).tolist())
 
 
-def _spoken(engine: TokenEngine, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+def spoken(engine: TokenEngine, requests: Sequence[Request]) -> list[tuple[int, ...]]:
+    """Return the tokens an engine says, request by request."""
     tokens: list[list[int]] = [[] for _request in requests]
     for index, token, _stop in engine.tokens(requests):
         tokens[index].append(token)
@@ -289,10 +313,9 @@ def _in_torch(expert: Expert, model: Any, tokenizer: Any, renders: list[Render])
     def hear(requests: Sequence[Request]) -> list[Heard]:
         may = sorted(sayable(expert.chat))
         prompts = [expert.chat.prompt_ids(request.messages) for request in requests]
-        spoken = _spoken(engine, requests)
+        said = spoken(engine, requests)
         return [
-            Heard(tokens, reading(model, ids, tokens, may).logprobs)
-            for ids, tokens in zip(prompts, spoken, strict=True)
+            Heard(tokens, reading(model, ids, tokens, may).logprobs) for ids, tokens in zip(prompts, said, strict=True)
         ]
 
     return Export(engine.name, hear, renders)
