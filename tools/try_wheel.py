@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/contract", "tests/unit/test_cli.py", "tests/e2e/test_scripts.py")
+LEFT_OUT = "tests/contract/test_scorer_on_items.py"  # takes long, and asks nothing of the wheel that others do not
 
 
 def tracked() -> list[str]:
@@ -63,7 +64,7 @@ def main() -> int:
             f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, nothing left out; testing it without src/", flush=True
         )
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *TESTS],
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *TESTS, "--ignore", LEFT_OUT],
             cwd=tree,
             env=environment,
             check=False,
