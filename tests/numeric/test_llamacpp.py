@@ -310,6 +310,17 @@ def test_what_llama_cpp_says_of_a_bad_file_is_in_the_error(place, tmp_path, capf
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_reason_that_comes_after_the_news_of_the_end_is_waited_for(tmp_path, monkeypatch):
+    """llama.cpp's log is written by a thread of its own, which one time in many was late."""
+    late = 'import sys, time; print(\'{"error": ""}\', flush=True); time.sleep(0.3)'
+    (tmp_path / "worker.py").write_text(late + "; sys.exit('0.00.1 E load: wrong magic')", encoding="utf-8")
+    monkeypatch.setattr(llamacpp, "WORKER", tmp_path / "worker.py")
+    server = LlamaServer(tmp_path / "bad.gguf", [], 128)
+    with pytest.raises(ModelError, match=r"llama\.cpp can't go on: wrong magic"):
+        server.wait()
+    server.close()
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -139,10 +139,8 @@ class LlamaServer:
 
     def _first_error(self) -> str:
         """Return the first error in llama.cpp's log, which names the cause, without time stamp and function."""
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # a thread of its own writes the log: whole at the end only
-            self._process.wait(PARTING)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PARTING)  # a thread of its own writes the log, which is whole at the end only
         self._log.seek(0)
         lines = [line for line in self._log.read().decode("utf-8", "replace").split("\n") if line.strip()]
         cause = next((line for line in lines if LOGGED.match(line)), lines[0] if lines else "")
